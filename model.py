@@ -1,0 +1,327 @@
+"""The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits).
+
+Shapes: x (B, T) token ids, 0 is padding; V (B, C, H, W) the canvas; z (B, E) unit vectors.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PAD, BOS, EOS = 0, 1, 2                     # as in data.py
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+def rope(q, positions):
+    """Rotary positions (Su et al. 2021) on q (B, heads, T, d), positions (T,) integers; pairs are (i, i + d/2)."""
+    half = q.shape[-1] // 2
+    frequency = 10_000.0 ** (-torch.arange(half, device=q.device, dtype=torch.float32) / half)
+    angle = positions[:, None].float() * frequency                               # (T, d/2)
+    cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
+    a, b = q[..., :half], q[..., half:]
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def attend(q, k, v, mask=None, dropout=0.0):
+    """softmax(q kᵀ / √d) v -> (output, weights or None). mask (broadcastable, bool) is True where attention may go.
+    q may have batch 1: queries that do not depend on the sample are not copied. On a CPU explicit products are half
+    the time of the fused kernel's backward; on CUDA the fused kernel wins."""
+    if q.is_cuda:
+        q = q.expand(k.shape[0], -1, -1, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                     # (B, heads, Tq, Tk)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -1e4)                                 # finite: a row of padding stays finite
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    return F.dropout(weights, dropout) @ v, weights
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x (B, Tq, D) on `source` (B, Tk, D), or on itself. Query and key weights start with unit
+    variance of the scores: the usual smaller start is uniform attention, a bag of words, and takes long to leave."""
+
+    def __init__(self, dim, heads, dropout=0.0):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        for layer in (self.query, self.key):
+            nn.init.normal_(layer.weight, std=dim ** -0.5)
+
+    def split(self, x):
+        B, T, D = x.shape
+        return x.view(B, T, self.heads, D // self.heads).transpose(1, 2)         # (B, heads, T, d)
+
+    def keys_values(self, source):
+        return self.split(self.key(source)), self.split(self.value(source))
+
+    def forward(self, x, k, v, mask=None):
+        """Attend to projected keys and values (see keys_values): whoever caches them calls this directly."""
+        return self.from_query(self.split(self.query(x)), k, v, mask)
+
+    def from_query(self, q, k, v, mask=None):
+        y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        B, _, T, _ = y.shape
+        return self.out(y.transpose(1, 2).reshape(B, T, -1)), weights
+
+
+def feed_forward(dim, hidden, dropout):
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.Dropout(dropout))
+
+
+class SelfBlock(nn.Module):
+    """Pre-norm transformer block with rotary positions; `cache` (k, v) of earlier positions is extended in place."""
+
+    def __init__(self, dim, heads, hidden, dropout):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
+        self.drop, self.mlp = nn.Dropout(dropout), feed_forward(dim, hidden, dropout)
+
+    def forward(self, x, mask, positions, cache=None):
+        h = self.norm(x)
+        q, (k, v) = self.attention.split(self.attention.query(h)), self.attention.keys_values(h)
+        q, k = rope(q, positions), rope(k, positions)
+        if cache is not None:
+            start, T = int(positions[0]), x.shape[1]
+            cache[0][:, :, start:start + T], cache[1][:, :, start:start + T] = k, v
+            k, v = cache[0][:, :, :start + T], cache[1][:, :, :start + T]
+        x = x + self.drop(self.attention.from_query(q, k, v, mask)[0])
+        return x + self.mlp(x)
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block: x attends to a source (projected keys and values, already normalised), then an MLP."""
+
+    def __init__(self, dim, heads, hidden, dropout):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
+        self.drop, self.mlp = nn.Dropout(dropout), feed_forward(dim, hidden, dropout)
+
+    def forward(self, x, k, v, mask=None):
+        y, weights = self.attention(self.norm(x), k, v, mask)
+        x = x + self.drop(y)
+        return x + self.mlp(x), weights
+
+
+# ---- x -> V ---------------------------------------------------------------------------------------------------------
+
+class TextEncoder(nn.Module):
+    """Sentence -> canvas. A transformer over the tokens, then a grid of learned queries that reads the token states by
+    cross-attention and is painted as C channels (plan, Phase 1).
+
+    x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; a coarser
+    grid is resized to the canvas by bilinear steps with a 3x3 convolution each (Odena et al. 2016: no checkerboard).
+    slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 + 1x1 head.
+    """
+
+    def __init__(self, vocab_size, channels=6, size=32, query_grid=32, dim=384, layers=6, heads=8, hidden=1536,
+                 cross_layers=2, cross_hidden=768, dropout=0.1, smoothing=False, slots=0, max_length=64):
+        super().__init__()
+        self.size, self.query_grid, self.max_length = size, query_grid, max_length
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=PAD)
+        self.position = nn.Embedding(max_length, dim)
+        self.drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(SelfBlock(dim, heads, hidden, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        self.slots = SlotSplat(dim, slots, channels, size) if slots else None
+        if not slots:
+            self.place = nn.Parameter(torch.randn(1, 64, query_grid, query_grid))
+            self.place_conv = nn.Sequential(nn.Conv2d(64, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, dim, 1))
+            self.cross = nn.ModuleList(CrossBlock(dim, heads, cross_hidden, dropout) for _ in range(cross_layers))
+            self.cross_norm = nn.LayerNorm(dim)
+            self.paint = nn.Conv2d(dim, channels, 1) if query_grid == size else Strokes(dim, query_grid, size, channels)
+        self.smooth = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.GELU(),
+                                    nn.Conv2d(channels, channels, 1)) if smoothing else None
+
+    def tokens(self, x):
+        """(B, T) -> normalised token states h (B, T, D) and the attention mask (B, 1, 1, T), True at real tokens."""
+        mask = (x != PAD)[:, None, None]
+        positions = torch.arange(x.shape[1], device=x.device)
+        h = self.drop(self.embedding(x) + self.position(positions))
+        for block in self.blocks:
+            h = block(h, mask, positions)
+        return self.norm(h), mask
+
+    def forward(self, x, return_attention=False):
+        return self.canvas(*self.tokens(x), return_attention)
+
+    def canvas(self, h, mask, return_attention=False):
+        """Token states -> V; with return_attention also the last cross-attention (B, heads, queries, T)."""
+        weights = None
+        if self.slots is not None:
+            V = self.slots(h, mask)
+        else:
+            q = self.place_conv(self.place).flatten(2).transpose(1, 2)           # (1, g*g, D): the same for every sample
+            for block in self.cross:
+                q, weights = block(q, *block.attention.keys_values(h), mask)
+            q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
+            V = self.paint(q)
+        V = V.float() if self.smooth is None else (V + self.smooth(V)).float()
+        return (V, weights) if return_attention else V
+
+
+class Strokes(nn.Module):
+    """(B, D, g, g) -> (B, channels, size, size): each query paints a learned stroke three cells wide, and the strokes
+    add up. They start as Gaussian noise under a Hann window, so that neighbours overlap without a seam."""
+
+    def __init__(self, dim, grid, size, channels):
+        super().__init__()
+        stride = size // grid
+        self.paint = nn.ConvTranspose2d(dim, channels, 3 * stride, stride=stride, padding=stride)
+        window = torch.hann_window(3 * stride + 2)[1:-1]
+        strokes = torch.randn(dim, channels, 3 * stride, 3 * stride) * window[:, None] * window
+        with torch.no_grad():
+            self.paint.weight.copy_(strokes * dim ** -0.5)
+
+    def forward(self, y):
+        return self.paint(y)
+
+
+class SlotSplat(nn.Module):
+    """Slot attention (Locatello et al. 2020) on the token states, each slot then splatted on the grid as a Gaussian
+    with its own mean, scale and channel mixture. h (B, T, D) -> V (B, C, size, size)."""
+
+    def __init__(self, dim, slots, channels, size, iterations=3):
+        super().__init__()
+        self.iterations, self.size = iterations, size
+        self.start = nn.Parameter(torch.randn(1, slots, dim))
+        self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.update, self.norm = nn.GRUCell(dim, dim), nn.LayerNorm(dim)
+        self.mlp = feed_forward(dim, dim, 0.0)
+        self.splat = nn.Linear(dim, 4 + channels)                                # mean (2), log scale (2), mixture (C)
+        self.background = nn.Parameter(torch.zeros(1, channels, size, size))
+
+    def forward(self, h, mask):
+        B, K, D = len(h), self.start.shape[1], h.shape[-1]
+        k, v = self.key(h), self.value(h)
+        slots = self.start.expand(B, -1, -1)
+        for _ in range(self.iterations):
+            scores = self.query(self.norm(slots)) @ k.transpose(1, 2) * D ** -0.5        # (B, K, T)
+            share = scores.float().softmax(1).masked_fill(~mask[:, 0], 0.0)              # slots compete for tokens
+            share = (share / (share.sum(-1, keepdim=True) + 1e-6)).to(v.dtype)
+            slots = self.update((share @ v).flatten(0, 1), slots.flatten(0, 1)).view(B, K, D)
+            slots = slots + self.mlp(slots)
+        mean, log_scale, mixture = self.splat(slots).float().split((2, 2, self.background.shape[1]), dim=-1)
+        axis = torch.linspace(-1, 1, self.size, device=h.device)
+        distance = (axis - mean.tanh()[..., None]) * torch.exp(1.0 - log_scale[..., None].clamp(-2, 2))   # (B, K, 2, size)
+        y, x = torch.exp(-0.5 * distance.square()).unbind(2)                             # separable Gaussian
+        return torch.einsum('bkc,bkh,bkw->bchw', mixture, y, x) + self.background
+
+
+# ---- V -> z ---------------------------------------------------------------------------------------------------------
+
+class Readout(nn.Module):
+    """g(V): means and variances over a pyramid of cells (1x1, 2x2, 4x4), then an MLP -> z (B, dim) unit vectors.
+    pyramid=False pools the whole canvas only, as in the plan: twelve numbers that do not know place."""
+
+    def __init__(self, channels=6, dim=256, hidden=512, pyramid=True):
+        super().__init__()
+        self.cells = (1, 2, 4) if pyramid else (1,)
+        features = 2 * channels * sum(n * n for n in self.cells)
+        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, V):
+        pooled = []
+        for n in self.cells:
+            mean = F.adaptive_avg_pool2d(V, n)
+            pooled += [mean, F.adaptive_avg_pool2d(V.square(), n) - mean.square()]
+        return F.normalize(self.mlp(torch.cat([p.flatten(1) for p in pooled], dim=1)).float(), dim=-1)
+
+
+# ---- V, z -> text ---------------------------------------------------------------------------------------------------
+
+class TextDecoder(nn.Module):
+    """Causal transformer with cross-attention over the flattened canvas and the pooled z.
+
+    V (B, C, size, size), z (B, E), x (B, T) -> logits (B, T, vocab) for the token that follows each prefix BOS x[:t].
+    patch > 1 reads the canvas in patch x patch pieces. memory says what it may see: 'both', 'canvas', 'z' or 'none' (a
+    language model); the last three are the controls of P4. allowed (vocab,) bool is the vocabulary mask.
+    """
+
+    def __init__(self, vocab_size, channels=6, size=32, patch=1, z_dim=256, dim=384, layers=4, heads=8, hidden=1536,
+                 dropout=0.1, memory='both', max_length=64):
+        super().__init__()
+        self.patch, self.memory_kind = patch, memory
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=PAD)
+        self.position = nn.Embedding(max_length, dim)
+        self.blocks = nn.ModuleList(SelfBlock(dim, heads, hidden, dropout) for _ in range(layers))
+        self.cross = nn.ModuleList(CrossBlock(dim, heads, hidden, dropout) for _ in range(layers)) if memory != 'none' else None
+        if memory in ('both', 'canvas'):
+            self.from_canvas = nn.Conv2d(channels, dim, patch, stride=patch)
+            self.place = nn.Parameter(0.5 * torch.randn(1, (size // patch) ** 2, dim))
+        if memory in ('both', 'z'):
+            self.from_z = nn.Linear(z_dim, dim)
+        self.memory_norm = nn.LayerNorm(dim) if memory != 'none' else None
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, vocab_size)
+        self.drop = nn.Dropout(dropout)
+        self.register_buffer('allowed', torch.ones(vocab_size, dtype=torch.bool))
+
+    def memory(self, V, z):
+        """One (k, v) pair a layer; computed once for a sentence, whatever its length."""
+        if self.memory_kind == 'none':
+            return None
+        parts = []
+        if self.memory_kind != 'z':
+            parts.append(self.from_canvas(V).flatten(2).transpose(1, 2) + self.place)     # (B, cells, D)
+        if self.memory_kind != 'canvas':
+            parts.append(self.from_z(z)[:, None])                                         # (B, 1, D), the last key
+        memory = self.memory_norm(torch.cat(parts, dim=1))
+        return [block.attention.keys_values(memory) for block in self.cross]
+
+    def decode(self, x, memory, start=0, cache=None):
+        """Tokens x (B, T) at positions start... -> logits and the cross-attention of each layer (None on CUDA)."""
+        T = x.shape[1]
+        positions = torch.arange(start, start + T, device=x.device)
+        mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        h, maps = self.drop(self.embedding(x) + self.position(positions)), []
+        for layer, block in enumerate(self.blocks):
+            h = block(h, mask, positions, None if cache is None else cache[layer])
+            if memory is not None:
+                h, weights = self.cross[layer](h, *memory[layer])
+                maps.append(weights)
+        logits = self.head(self.norm(h)).float()
+        return logits.masked_fill(~self.allowed, -1e4), maps
+
+    def forward(self, x, V, z=None):
+        """Teacher forcing: logits (B, T, vocab) that predict x itself."""
+        return self.decode(shift(x), self.memory(V, z))[0]
+
+    @torch.no_grad()
+    def generate(self, V, z, length, top_p=0.0, temperature=1.0, generator=None):
+        """Free run, one sentence a row -> ids (B, length), EOS and then padding. top_p = 0 is greedy; otherwise nucleus
+        sampling (Holtzman et al. 2020). Keys and values are cached; rows that ended go on as padding."""
+        memory, B, weight = self.memory(V, z), len(V), self.head.weight
+        heads, d = self.blocks[0].attention.heads, weight.shape[1] // self.blocks[0].attention.heads
+        dtype = torch.get_autocast_dtype(V.device.type) if torch.is_autocast_enabled(V.device.type) else weight.dtype
+        cache = [[torch.zeros(B, heads, length, d, dtype=dtype, device=V.device) for _ in range(2)] for _ in self.blocks]
+        token, out = torch.full((B, 1), BOS, device=V.device), []
+        ended = torch.zeros(B, dtype=torch.bool, device=V.device)
+        for t in range(length):
+            logits = self.decode(token, memory, t, cache)[0][:, -1]
+            logits[:, :EOS] = -1e4                                               # neither PAD nor BOS is ever said
+            token = nucleus(logits / temperature, top_p, generator) if top_p > 0 else logits.argmax(-1)
+            token = token.masked_fill(ended, PAD)
+            ended = ended | (token == EOS)
+            out.append(token)
+            token = token[:, None]
+        return torch.stack(out, dim=1)
+
+
+def shift(x):
+    """Targets (B, T) -> decoder inputs: BOS, then all but the last."""
+    return torch.cat((torch.full_like(x[:, :1], BOS), x[:, :-1]), dim=1)
+
+
+def nucleus(logits, top_p, generator=None):
+    """One sample a row from the smallest set of tokens whose probability reaches top_p. logits (B, vocab) -> (B,)"""
+    probability, order = logits.softmax(-1).sort(-1, descending=True)
+    before = probability.cumsum(-1) - probability                                # mass ahead of each token
+    probability = probability.masked_fill(before >= top_p, 0.0)
+    choice = torch.multinomial(probability, 1, generator=generator)
+    return order.gather(-1, choice)[:, 0]
+
+
+def cross_entropy(logits, x):
+    """Token cross-entropy (B, T) in nats, 0 at padding."""
+    return F.cross_entropy(logits.transpose(1, 2), x, ignore_index=PAD, reduction='none')

@@ -1,0 +1,174 @@
+"""P1 · Make the canvas look like a picture.
+
+A text encoder paints each sentence on a canvas V (6, 32, 32), and six image priors hold the canvas to the statistics of
+natural images. Priors alone are satisfied by one canvas for all sentences, so a small throwaway decoder also has to
+read the sentence back from V (lambda_rec; --lambda_rec=0.0 is the plan to the letter).
+
+Reads:  out/data/ (made on first use)      Writes: out/p1/ckpt.pt, run.json, metrics.jsonl, gate.json, plots/
+    python p1_canvas.py --batch_size=64
+    torchrun --standalone --nproc_per_node=2 p1_canvas.py
+"""
+import torch
+from torch import nn
+
+import data
+import plot
+import priors
+import runtime
+from model import TextDecoder, TextEncoder, cross_entropy
+
+out_dir = 'out/p1'        # run folder: checkpoint, metrics, gate, plots
+resume = False            # go on from out_dir/ckpt.pt
+seed = 0                  # weights, batches, dropout
+# data
+corpus = ''               # your own sentences (.txt or .jsonl); '' is the built-in grammar
+num_scenes = 50_000       # training scenes of the built-in grammar
+complexity = 1            # things and relations in a scene, see data.py
+data_seed = 0             # which scenes: the same for every seed, so that seeds differ in training only
+max_length = 64           # tokens; longer sentences are an error
+# sizes: the plan's. Later phases inherit them from the checkpoint.
+vocab_size = 16384        # rows of the embedding and target of the BPE
+channels = 6              # C
+size = 32                 # H = W
+query_grid = 32           # queries a side; smaller than `size` is resized to the canvas by convolutions
+dim = 384                 # D, width of the token states
+layers = 6                # transformer blocks over the tokens
+heads = 8
+hidden = 1536             # FFN width
+cross_layers = 2          # blocks in which the queries read the tokens
+cross_hidden = 768        # their FFN width
+dropout = 0.1
+smoothing = False         # depthwise 3x3 + 1x1 head against checkerboards
+slots = 0                 # > 0: slot attention and Gaussian splats instead of the query grid (the plan's K = 6)
+rec_dim = 256             # width of the throwaway decoder
+rec_layers = 2
+patch = 1                 # canvas pixels a side in one key of a decoder; 1 is the plan's flattened V
+# losses
+lambda_spectrum = 0.5     # the six weights are the plan's
+lambda_tv = 0.1
+lambda_wavelet = 0.1
+lambda_gradkurt = 0.05
+lambda_cov = 0.05
+lambda_var = 0.05
+lambda_rec = 1.0          # cross-entropy of reading the sentence from V; 0 is the plan to the letter
+alpha = 2.0               # target slope of the spectrum
+prior_samples = 64        # canvases a step (all ranks) that the priors see: a per-sample mean needs no more
+blur_steps = 0            # blur V before the priors for so many steps (the plan's warm-up, sigma 0.8 px)
+coordinate_steps = 0      # append (x, y) channels to V before the priors for so many steps
+# optimisation
+batch_size = 256          # sentences a step, all ranks together
+grad_accum = 1            # micro-steps that a rank cuts its share into
+learning_rate = 2e-4
+warmup_steps = 1000
+max_steps = 10_000        # stop here
+lr_steps = 10_000         # the cosine ends here, at a tenth of the peak
+weight_decay = 0.01
+grad_clip = 1.0
+ema_decay = 0.999
+eval_every = 500
+log_every = 50
+device = 'auto'           # cuda, mps or cpu
+dtype = 'auto'            # autocast: bfloat16 or float32
+compile = True            # torch.compile on CUDA; a CPU gains 0-4% for a minute of compiling, so it is not compiled there
+tensorboard = False       # also write scalars for TensorBoard
+config = runtime.configure(globals())
+
+
+def prior_input(V, step, blur_steps, coordinate_steps):
+    """The canvas as the priors see it: blurred, or with (x, y) channels in [-1, 1], for the first steps of a run."""
+    if step < blur_steps:
+        V = priors.gaussian_blur(V, 0.8)
+    if step < coordinate_steps:
+        axis = torch.linspace(-1, 1, V.shape[-1], device=V.device)
+        xy = torch.stack(torch.meshgrid(axis, axis, indexing='xy'))                   # (2, H, W)
+        V = torch.cat((V, xy.expand(len(V), -1, -1, -1)), dim=1)
+    return V
+
+
+def weights(config):
+    """The weights of the six priors out of a phase's config."""
+    return {name: config[f'lambda_{name}'] for name in priors.PRIORS}
+
+
+def reconstruction(decoder, V, z, x):
+    """Mean cross-entropy a token, nats, of the decoder reading x (B, T) from V (and z)."""
+    loss = cross_entropy(decoder(x, V, z), x)
+    return loss.sum() / (x != data.PAD).sum()
+
+
+def random_sentences(corpus, n, seed, step):
+    """n sentences (n, T): scenes and their counterfactuals alike, in any rendering."""
+    scenes, generator = corpus.draw(n, seed, step)
+    variants = torch.randint(corpus.count.shape[1], (n,), generator=generator)
+    variants = variants.where(corpus.count[scenes, variants] > 0, torch.zeros_like(variants))
+    return corpus.take(scenes, variants, corpus.renderings(scenes, variants, generator)[0])
+
+
+@torch.no_grad()
+def encode(encoder, x, run, batch=256):
+    """Sentences (N, T) -> canvases (N, C, H, W), in batches."""
+    with run.autocast():
+        return torch.cat([encoder(part) for part in x.split(batch)])
+
+
+def canvas_metrics(V, cell):
+    """The statistics of P1's gate from held-out canvases, as plain numbers and lists."""
+    return {name: value.tolist() for name, value in priors.statistics(V, cell).items() if name != 'alpha_image'}
+
+
+@torch.no_grad()
+def token_metrics(decoder, V, z, x, types, concepts, run, batch=256):
+    """Teacher-forced reading of x (N, T) from V -> cross-entropy and accuracy, exact and by concept (crimson = red),
+    over content tokens (colours, shapes, counts, relations) and by type."""
+    loss, hit, concept_hit = [], [], []
+    for i in range(0, len(x), batch):
+        part = slice(i, i + batch)
+        with run.autocast():
+            logits = decoder(x[part], V[part], None if z is None else z[part])
+        said = logits.argmax(-1)
+        loss.append(cross_entropy(logits, x[part]))
+        hit.append(said == x[part])
+        concept_hit.append(concepts[said] == concepts[x[part]])
+    loss, hit, concept_hit = torch.cat(loss), torch.cat(hit).float(), torch.cat(concept_hit).float()
+    kind, real = types[x], x != data.PAD
+    content = kind > 0
+    metrics = {'ce': loss[real].mean(), 'ce_content': loss[content].mean(), 'ce_function': loss[real & ~content].mean(),
+               'content_accuracy': hit[content].mean(), 'content_concept': concept_hit[content].mean(),
+               'sentence_exact': (hit.bool() | ~real).all(1).float().mean()}
+    for k, name in enumerate(data.TYPES[1:], start=1):
+        metrics[f'accuracy_{name}'], metrics[f'concept_{name}'] = hit[kind == k].mean(), concept_hit[kind == k].mean()
+        metrics[f'ce_{name}'] = loss[kind == k].mean()
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def evaluate(encoder, decoder, val, types, concepts, run, cell):
+    """Statistics of held-out canvases, and how much of the sentence the throwaway decoder reads from them."""
+    x = val.fixed(rendering=-1)
+    V = encode(encoder, x, run)
+    metrics = canvas_metrics(V, cell)
+    if decoder is not None:
+        metrics |= {f'rec_{name}': value for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
+    return metrics, V
+
+
+def in_band(alphas):
+    return sum(1.5 <= a <= 2.5 for a in alphas)
+
+
+def canvas_gate(history):
+    """P1's criteria (DESIGN 8) on the last evaluations; later phases repeat them. history: list of metrics dicts."""
+    last, recent = history[-1], history[-3:]
+    need = -(-4 * len(last['alpha']) // 6)                                    # 4 of 6 channels
+    plain, hann = (min(in_band(m[name]) for m in recent) if len(recent) == 3 else 0 for name in ('alpha', 'alpha_hann'))
+    tvs = [m['tv'] for m in recent]
+    spread = (max(tvs) - min(tvs)) / max(sum(tvs) / len(tvs), 1e-9)
+    return [
+        ('channels with slope in [1.5, 2.5], 3 evaluations', f'>= {need}', plain, plain >= need, 'white noise 0'),
+        ('the same under a Hann window +', f'>= {need}', hann, hann >= need, 'white noise 0'),
+        ('TV per pixel, non-zero', '> 0.01', last['tv'], last['tv'] > 0.01, 'white noise 2.26'),
+        ('TV is flat: range over 3 evaluations / mean', '<= 0.10', spread, len(recent) == 3 and spread <= 0.10),
+        ('gradient kurtosis, lowest channel', '> 3', min(last['kurtosis']), min(last['kurtosis']) > 3, 'Gaussian field 3.0'),
+        ('largest channel correlation', '<= 0.3', last['max_correlation'], last['max_correlation'] <= 0.3),
+        ('share of variance that depends on the sentence +', '>= 0.20', last['share_total'], last['share_total'] >= 0.20,
+         'priors alone 0.00'),
+        ('lattice energy +', '<= 2', last['lattice'], last['lattice'] <= 2, '1/f^2 field 1.0')]

@@ -1,0 +1,292 @@
+"""What makes a canvas look like a picture: six differentiable priors, and the statistics they are judged by.
+
+    spectrum   power falls as 1/f^2             Field 1987; van der Schaaf & van Hateren 1996
+    tv         neighbouring pixels agree        Rudin, Osher & Fatemi 1992
+    wavelet    a few large edges, much nothing  Mallat 1989; Simoncelli 1999
+    gradkurt   heavy-tailed gradients           Huang & Mumford 1999
+    cov        channels say different things    Zbontar et al. 2021 (Barlow Twins); Bardes et al. 2022 (VICReg)
+    var        each channel keeps its scale     Bardes et al. 2022, here two-sided
+
+A canvas V is (B, C, H, W), of any float dtype. Every function that takes one raises ValueError unless it has four
+dimensions, and computes in float32 (float64 stays) outside autocast. Every loss is a scalar and a mean over samples,
+so splitting a batch into equal parts never changes the objective.
+"""
+import math
+from functools import lru_cache, wraps
+
+import torch
+import torch.nn.functional as F
+
+PRIORS = ('spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var')
+EPS = 1e-8  # a variance this small is a flat canvas; it keeps 0/0 and log 0, and their gradients, finite
+DB2 = (-0.12940952255126037, 0.2241438680420134, 0.8365163037378079, 0.48296291314453416)  # low-pass, Daubechies 1988
+
+
+def in_float32(function):
+    """rfft refuses bfloat16, and autocast would round the matrix products below to 8 bits."""
+    @wraps(function)
+    def wrapped(V, *args, **kwargs):
+        if V.ndim != 4:
+            raise ValueError(f'a canvas is (B, C, H, W), got shape {tuple(V.shape)}')
+        with torch.autocast(V.device.type, enabled=False):
+            return function(V if V.dtype == torch.float64 else V.float(), *args, **kwargs)
+    return wrapped
+
+
+def standardise(V):
+    """Each channel of each canvas to mean 0 and variance 1, (B, C, H, W); a flat channel becomes 0."""
+    return (V - V.mean((2, 3), keepdim=True)) / (V.var((2, 3), unbiased=False, keepdim=True) + EPS).sqrt()
+
+
+@lru_cache
+def radial_bins(H, W, device, dtype):
+    """Matrix (H*(W//2+1), K) that averages rfft2's half-plane over rings, and the radii of the rings, k = 1..K."""
+    with torch.inference_mode(False):  # or the cached tensor could be one that autograd may not save
+        size = min(H, W)  # radii in cycles per (shorter) canvas side; ring K = size // 2 is the Nyquist frequency
+        fy = torch.fft.fftfreq(H, 1 / size, device=device, dtype=dtype)
+        fx = torch.fft.rfftfreq(W, 1 / size, device=device, dtype=dtype)
+        k = torch.arange(1, size // 2 + 1, device=device, dtype=dtype)
+        ring = torch.hypot(fy[:, None], fx).add(0.5).floor()  # nearest radius, (H, W//2+1)
+        weight = torch.full_like(ring, 2.0)  # each column also stands for its mirror image, which rfft2 leaves out,
+        weight[:, 0] = 1.0                   # but fx = 0 has none,
+        if W % 2 == 0:                       # nor has the Nyquist column of an even W
+            weight[:, -1] = 1.0
+        bins = (weight[..., None] * (ring[..., None] == k)).flatten(0, 1)  # (H, W//2+1, K) -> (H*(W//2+1), K)
+        return bins / bins.sum(0), k
+
+
+def apply_window(V, hann):
+    """Remove each channel's mean *under the window*, then window: nothing is left at DC to leak into ring 1."""
+    if not hann:
+        return V - V.mean((2, 3), keepdim=True)
+    wy, wx = (torch.hann_window(n, device=V.device, dtype=V.dtype) for n in V.shape[2:])
+    window = wy[:, None] * wx  # (H, W)
+    V = V - (V * window).sum((2, 3), keepdim=True) / window.sum()
+    return V * window / window.square().mean().sqrt()  # mean square 1: white noise keeps its power
+
+
+@in_float32
+def radial_power(V, hann=False):
+    """Radially averaged power: power (B, C, K) >= 0 and radius k (K,) = 1..H//2 in cycles per canvas, without DC.
+
+    White noise of variance s^2 has power s^2 in every ring. hann=True windows first: canvas borders do not meet, and
+    without a window the jump between them is spread over the spectrum.
+    """
+    bins, k = radial_bins(*V.shape[2:], V.device, V.dtype)
+    power = torch.fft.rfft2(apply_window(V, hann), norm='ortho').abs().square()  # (B, C, H, W//2+1)
+    return power.flatten(2) @ bins, k
+
+
+def log_power(V, hann):
+    """log P_k (B, C, K) and log k (K,); the floor lies 60 dB below the mean, so that a flat canvas has a log too."""
+    power, k = radial_power(V, hann)
+    return (power + 1e-6 * power.mean(-1, keepdim=True) + EPS).log(), k.log()
+
+
+@in_float32
+def spectrum_slope(V, hann=False):
+    """Slope α (B, C) of power ~ 1/k^α by least squares of log P_k on -log k; about 2 for photographs.
+
+    Gaussian 32 x 32 fields of true α = 2 read 1.88 ± 0.13: ring 1 also holds radius 1.41, and log is concave.
+    """
+    log_P, log_k = log_power(V, hann)
+    log_k = log_k - log_k.mean()
+    return -(log_P @ log_k) / log_k.square().sum()
+
+
+@in_float32
+def spectrum_loss(V, alpha=2.0):
+    """Variance over k of log P_k + alpha log k, so 0 on a line of slope -alpha; scalar, nats^2 (Field 1987).
+
+    Mean of the plain and the Hann spectrum, because a canvas trained on the plain one alone games it at its borders.
+    """
+    spectra = [log_power(V, hann) for hann in (False, True)]
+    return sum((log_P + alpha * log_k).var(-1, unbiased=False).mean() for log_P, log_k in spectra) / 2
+
+
+def gradients(V):
+    """Forward differences ∂y (B, C, H-1, W) and ∂x (B, C, H, W-1)."""
+    return V.diff(dim=2), V.diff(dim=3)
+
+
+@in_float32
+def tv_loss(V):
+    """Anisotropic total variation per pixel, mean |∂y| + mean |∂x|; scalar, units of V (Rudin, Osher & Fatemi 1992)."""
+    return sum(d.abs().mean() for d in gradients(V))
+
+
+@lru_cache
+def wavelet_filters(device, dtype):
+    """db2 analysis filters (4, 1, 4, 4): low-pass, detail across y, detail across x, diagonal detail."""
+    with torch.inference_mode(False):
+        low = torch.tensor(DB2[::-1], device=device, dtype=dtype)
+        high = low.flip(0) * torch.tensor([1, -1, 1, -1], device=device, dtype=dtype)
+        return torch.stack([y[:, None] * x for y, x in ((low, low), (high, low), (low, high), (high, high))])[:, None]
+
+
+@in_float32
+def wavelet_bands(V, levels=3):
+    """Periodic orthonormal db2 transform (Mallat 1989), ordered as pywt.wavedec2(V, 'db2', 'periodization', levels).
+
+    Returns [low (B, C, h, w), coarsest (B, C, 3, h, w), ..., finest (B, C, 3, H/2, W/2)], h = H / 2^levels, where the 3
+    are detail across y, across x and diagonal. Energy is preserved. Raises ValueError if 2^levels does not divide H, W.
+
+    Not Haar: its sparsest pictures are blocks. Pixels trained on the six priors with Haar had 59% of their gradient on
+    every fourth column (25% is none), with db2 30%; and db2 tells photographs from Gaussian fields better (1.5 standard
+    deviations against 1.0). The price is that the wrap-around at the border counts as an edge.
+    """
+    B, C, H, W = V.shape
+    if H % 2**levels or W % 2**levels:
+        raise ValueError(f'{levels} wavelet levels need sides that are multiples of {2**levels}, got {H} x {W}')
+    low, details = V, []
+    for _ in range(levels):
+        low = F.pad(low.reshape(B * C, 1, *low.shape[2:]), (1, 1, 1, 1), mode='circular')
+        bands = F.conv2d(low, wavelet_filters(V.device, V.dtype), stride=2)  # (B*C, 4, h, w)
+        bands = bands.reshape(B, C, *bands.shape[1:])  # (B, C, 4, h, w)
+        low, details = bands[:, :, 0], [bands[:, :, 1:], *details]
+    return [low, *details]
+
+
+@in_float32
+def wavelet_loss(V, levels=3):
+    """Mean magnitude over rms of each wavelet band, averaged; scalar: Gaussian fields 0.80, photographs 0.67, flat 1.
+
+    A ratio, because the cheapest way to small coefficients is a weak canvas (Simoncelli 1999 also fits the shape of the
+    density, not its scale); band by band, because strong coarse bands beside weak fine ones would pass for sparse.
+    """
+    def ratio(band):  # (B, C, 3, h, w) -> (B, C, 3); the floor inside both makes an empty band 1, not sparse
+        energy = band.square() + EPS
+        return energy.sqrt().mean((3, 4)) / energy.mean((3, 4)).sqrt()
+    return sum(ratio(band).mean() for band in wavelet_bands(V, levels)[1:]) / levels
+
+
+def kurtosis(d):
+    """E(d - mean)^4 / Var(d)^2 over the last two axes, (B, C, h, w) -> (B, C): Gaussian 3, Laplace 6, flat 1."""
+    d2 = (d - d.mean((2, 3), keepdim=True)).square()
+    return (d2.square().mean((2, 3)) + EPS**2) / (d2.mean((2, 3)).square() + EPS**2)
+
+
+@in_float32
+def gradient_kurtosis(V):
+    """Mean of the kurtoses of ∂y and ∂x, (B, C) >= 1; about 9 for photographs (Huang & Mumford 1999)."""
+    return sum(kurtosis(d) for d in gradients(V)) / 2
+
+
+@in_float32
+def gradkurt_loss(V, target=6.0):
+    """Squared shortfall of log kurtosis below log target, mean of ∂y and ∂x; scalar, 0 above the target."""
+    return sum(F.relu((target / kurtosis(d)).log()).square().mean() for d in gradients(V)) / 2
+
+
+@in_float32
+def channel_correlation(V):
+    """Correlation of the channels over the pixels of each sample, (B, C, C) in [-1, 1]; 0 for a flat channel."""
+    V = standardise(V).flatten(2)  # (B, C, H*W)
+    return V @ V.mT / V.shape[2]
+
+
+def off_diagonal(R):
+    """The entries of R (B, C, C) that compare two different channels, (B, C*(C-1)); a single 0 if C = 1."""
+    B, C, _ = R.shape
+    if C == 1:
+        return torch.zeros_like(R[:, 0])
+    return R.flatten(1)[:, 1:].reshape(B, C - 1, C + 1)[..., :-1].flatten(1)  # rows of C + 1 end on the diagonal
+
+
+@in_float32
+def cov_loss(V):
+    """Mean squared off-diagonal of the channel correlation; scalar in [0, 1]."""
+    return off_diagonal(channel_correlation(V)).square().mean()
+
+
+@in_float32
+def var_loss(V, target=1.0):
+    """Mean squared distance from target of each channel's standard deviation over its pixels; scalar."""
+    return ((V.var((2, 3), unbiased=False) + EPS).sqrt() - target).square().mean()
+
+
+@in_float32
+def gaussian_blur(V, sigma):
+    """Gaussian blur with sigma in pixels and reflected borders, same shape; sigma = 0 returns V.
+
+    Raises ValueError if sigma is negative or its 3-sigma kernel reaches beyond the reflected canvas.
+    """
+    radius = math.ceil(3 * sigma)
+    if sigma < 0 or radius >= min(V.shape[2:]):
+        raise ValueError(f'sigma must be >= 0 and less than a third of the canvas, got {sigma}')
+    if sigma == 0:
+        return V
+    x = torch.arange(-radius, radius + 1, device=V.device, dtype=V.dtype)
+    kernel = torch.softmax(-x.square() / (2 * sigma**2), 0)
+    blurred = F.pad(V.flatten(0, 1)[:, None], (radius,) * 4, mode='reflect')  # (B*C, 1, H + 2r, W + 2r)
+    return F.conv2d(F.conv2d(blurred, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).view_as(V)
+
+
+@in_float32
+def image_prior_terms(V, alpha=2.0):
+    """The six losses, {name: scalar} in the order of PRIORS; safe inside autocast."""
+    return {'spectrum': spectrum_loss(V, alpha), 'tv': tv_loss(V), 'wavelet': wavelet_loss(V),
+            'gradkurt': gradkurt_loss(V), 'cov': cov_loss(V), 'var': var_loss(V)}
+
+
+def image_prior_loss(terms, weights):
+    """Weighted sum of image_prior_terms(V) by weights {name: float}, scalar. Raises KeyError for an unknown name."""
+    return sum(weight * terms[name] for name, weight in weights.items())
+
+
+@torch.no_grad()
+@in_float32
+def lattice_energy(V, cell):
+    """How far a dot lattice of period `cell` pixels stands out of the spectrum; scalar, about 1 without one.
+
+    Power at each multiple of the lattice frequency over the power around it; the largest ratio. A canvas painted by a
+    grid of queries, each upsampled to cell x cell pixels, shows that grid here and in no other number. Returns 1 where
+    no lattice can be told: cell = 1, or fewer than four periods. Blind to flat blocks, whose spectrum is zero at just
+    these frequencies. Wants B*C >= 100: the largest of 15 ratios is 1.2 by chance alone there, and 1.5 at B*C = 16.
+    Raises ValueError unless cell divides H and W.
+    """
+    H, W = V.shape[2:]
+    if cell < 1 or H % cell or W % cell:
+        raise ValueError(f'cell must divide the canvas, got {cell} for {H} x {W}')
+    if cell == 1 or min(H, W) < 4 * cell:
+        return V.new_ones(())
+    # Hann, or the borders of any photograph raise the bins on the two axes 2.5-fold over those beside them.
+    power = torch.fft.fft2(apply_window(standardise(V), hann=True), norm='ortho').abs().square()  # (B, C, H, W)
+    log_P = (power.mean((0, 1)) + EPS).log()  # (H, W)
+    # A peak under Hann is three bins wide, so its neighbours are the square ring of 16 bins at distance 2. Averaging
+    # their log (a geometric mean) is fair to 1/f^α for every α: log f is harmonic, its mean over a ring is its centre.
+    ring = torch.tensor([(y, x) for y in range(-2, 3) for x in range(-2, 3) if max(abs(y), abs(x)) == 2])
+    peaks = torch.cartesian_prod(torch.arange(0, H, H // cell), torch.arange(0, W, W // cell))[1:]  # (N, 2), without DC
+    around = (peaks[:, None] + ring) % torch.tensor([H, W])  # (N, 16, 2); the spectrum is periodic
+    return (log_P[peaks[:, 0], peaks[:, 1]] - log_P[around[..., 0], around[..., 1]].mean(1)).max().exp()
+
+
+@torch.no_grad()
+@in_float32
+def statistics(V, cell=1):
+    """What a held-out batch of canvases looks like, {name: tensor}; cell = H // query grid, for the lattice.
+
+    alpha, alpha_hann     (C,) spectral slope, mean over images; alpha_image (B, C): the plain slope of each image
+    tv, tv_normalised     scalar, total variation per pixel: raw, and with every channel at unit variance
+    kurtosis              (C,) gradient kurtosis, median over images: a mean would be ruled by a few near-flat canvases
+    std                   (C,) standard deviation over pixels, mean over images
+    correlation           (C, C) over the pixels of the whole batch; max_correlation: scalar, largest |off-diagonal|
+    mean_abs_correlation  scalar, mean |off-diagonal| of the correlations of each image, which pooling could cancel
+    share, share_total    (C,), scalar in [0, 1]: E|V - mean_b V|^2 / E|V - mean_{b,y,x} V|^2, the part of the variance
+                          that depends on the sentence: 0 if all share one canvas, 1 - 1/B if all are independent
+    lattice               scalar, lattice_energy(V, cell)
+    """
+    B, C, H, W = V.shape
+    alpha_image = spectrum_slope(V)
+    correlation = channel_correlation(V.transpose(0, 1).reshape(1, C, B * H, W))  # (1, C, C)
+    varying = (V - V.mean(0)).square().mean((0, 2, 3))
+    total = V.var((0, 2, 3), unbiased=False)
+    return {
+        'alpha': alpha_image.mean(0), 'alpha_hann': spectrum_slope(V, hann=True).mean(0), 'alpha_image': alpha_image,
+        'tv': tv_loss(V), 'tv_normalised': tv_loss(standardise(V)),
+        'kurtosis': gradient_kurtosis(V).quantile(0.5, dim=0), 'std': V.std((2, 3), unbiased=False).mean(0),
+        'correlation': correlation[0], 'max_correlation': off_diagonal(correlation).abs().max(),
+        'mean_abs_correlation': off_diagonal(channel_correlation(V)).abs().mean(),
+        'share': varying / (total + EPS), 'share_total': varying.sum() / (total.sum() + EPS),
+        'lattice': lattice_energy(V, cell),
+    }
