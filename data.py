@@ -423,10 +423,10 @@ def pack_orbits(_cache=[]):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tokenizer: byte-level BPE trained by rustbpe on this corpus, run by tiktoken. Ids 0, 1, 2 are kept for the model.
+# Tokenizer: byte-level BPE trained by rustbpe on this corpus, run by tiktoken. Ids 0 to 3 are kept for the model.
 
-PAD, BOS, EOS = 0, 1, 2
-SPECIALS = 3
+PAD, BOS, EOS, PARA = 0, 1, 2, 3                # padding, begin, end, begin a paraphrase (P5)
+SPECIALS = 4
 PATTERN = r' ?[^\W\d]+| ?\d| ?[^\s\w]+|\s'      # a piece is a word with its space; tokens never cross words
 
 
@@ -487,8 +487,8 @@ class Tokenizer:
 TYPES = ('function', 'colour', 'shape', 'count', 'relation')
 
 
-def token_types(tokenizer):
-    """(types, concepts), two (vocabulary,) int64 arrays. types: index into TYPES. concepts: equal for words that mean
+def token_types(tokenizer, vocab_size):
+    """(types, concepts), two (vocab_size,) int64 tensors. types: index into TYPES. concepts: equal for words that mean
     the same (crimson, red), each function token its own concept. A piece of a word counts as a function token."""
     concept = {w: ('colour', c) for w, c in COLOUR_OF.items()} | {w: ('shape', n[0]) for w, n in NOUN_OF.items()}
     concept |= {w: ('count', n) for n, words in COUNTS.items() for w in sum((p.split() for p in words), [])
@@ -500,7 +500,7 @@ def token_types(tokenizer):
                 if word not in glue and word not in concept:
                     concept[word] = ('relation', relation)
     concept |= {'on': ('relation', 'on'), 'in': ('relation', 'inside')}
-    types, ids = np.zeros(tokenizer.size, np.int64), np.arange(tokenizer.size)
+    types, ids = np.zeros(vocab_size, np.int64), np.arange(vocab_size)
     names = {}
     for rank, token in enumerate(tokenizer.ranks):
         word = token.decode('utf-8', 'replace')
@@ -630,3 +630,202 @@ class Corpus:
         width = min(self.width, -(-int(self.lengths[scenes, variants, renderings].max()) // 8) * 8)
         index = [i.to(self.device, non_blocking=True) for i in (scenes, variants, renderings)]
         return self.tokens[index[0], index[1], index[2], :width].long()
+
+    def fixed(self, n=None, variant=0, rendering=-1):
+        """One sentence a scene, always the same: token ids (n, T')."""
+        scenes = torch.arange(min(n or self.size, self.size))
+        constant = torch.zeros_like(scenes)
+        return self.take(scenes, constant + variant, constant + rendering % self.tokens.shape[2])
+
+
+def _folder(config):
+    """out/data/<key>: the key names what the arrays depend on, this file's own text included."""
+    source = zlib.crc32(Path(__file__).read_bytes())
+    if config['corpus']:
+        stat = Path(config['corpus']).stat()
+        name = f"{Path(config['corpus']).stem}_{zlib.crc32(f'{stat.st_size} {stat.st_mtime_ns}'.encode()):08x}"
+    else:
+        name = f"c{config['complexity']}_n{config['num_scenes']}_s{config['data_seed']}"
+    return Path('out/data') / f"{name}_v{config['vocab_size']}_t{config['max_length']}_{source:08x}"
+
+
+def prepare(folder, config, say=print):
+    """Render (or read) the corpus, train the tokenizer, write arrays.npz, tokenizer.json and eval_pack.jsonl. The folder
+    appears under its name only when it is complete."""
+    began = time.time()
+    if config['corpus']:
+        parts = read_corpus(config['corpus'], say)
+    else:
+        sizes = {split: HELD_OUT_SIZE for split in SPLITS} | {'train': config['num_scenes']}
+        parts, scenes = {}, {}
+        for split in SPLITS:
+            scenes[split] = scenes_of(split, sizes[split], config['complexity'], config['data_seed'])
+            parts[split] = *render_split(split, scenes[split], config['data_seed']), CANONICAL_RENDERINGS
+        seen = set(parts['train'][2][parts['train'][1] > 0].tolist())
+        for split in SPLITS[1:]:
+            shared = seen & set(parts[split][2][parts[split][1] > 0].tolist())
+            say(f'{split}: {sizes[split]} scenes and their counterfactuals; shared with train: {len(shared)}')
+    tokenizer = Tokenizer.train(itertools.islice(filter(None, parts['train'][0]), 200_000), config['vocab_size'])
+    temporary = Path(f'{folder}.{os.getpid()}.tmp')
+    temporary.mkdir(parents=True)
+    for split, (lines, count, meanings, canonical_count) in parts.items():
+        tokens, lengths = _pack(lines, count, tokenizer, config['max_length'])
+        np.savez(temporary / f'{split}.npz', tokens=tokens, lengths=lengths, count=count, meanings=meanings,
+                 canonical=canonical_count)
+    (temporary / 'tokenizer.json').write_text(json.dumps(tokenizer.state()))
+    write_eval_pack(temporary / 'eval_pack.jsonl', *parts['val'][:2])
+    lines = sum(map(len, (part[0] for part in parts.values())))
+    try:
+        temporary.rename(folder)
+    except OSError:                          # another process was faster and wrote the same
+        pass
+    say(f'prepared {folder}: {lines} sentences, {tokenizer.size} tokens in the vocabulary, {time.time() - began:.0f} s')
+
+
+def write_eval_pack(path, lines, count):
+    """The held-out paraphrases and counterfactuals as text, one scene a line: what every evaluation runs on."""
+    per = len(lines) // count.size
+    with open(path, 'w', encoding='utf-8') as file:
+        for s in range(len(count)):
+            of = [[line for line in lines[(s * count.shape[1] + f) * per:][:per] if line] for f in range(count.shape[1])]
+            file.write(json.dumps({'original': of[0][0], 'paraphrases': of[0][1:], 'counterfactuals':
+                                   {name: group for name, group in zip(FAMILIES, of[1:]) if group}}) + '\n')
+
+
+def read_corpus(path, say=print):
+    """A corpus of your own -> {'train': (lines, count, meanings, 0), 'val': ...}; every tenth row is held out.
+
+    .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or {family: [str]}};
+    the last two may be missing. Read line by line; a bad line is reported with its number and left out. Sentences that
+    are equal after normalisation count as one meaning. SystemExit(2) when nothing is left."""
+    rows, bad = [], []
+    try:
+        with open(path, 'rb') as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    row = _parse_line(raw.decode('utf-8'), path)
+                    if row:
+                        rows.append(row)
+                except ValueError as error:
+                    bad.append(f'{path}:{number}: {error}')
+    except OSError as error:
+        runtime.fail(f'--corpus={path}: {error.strerror}')
+    for line in bad[:10]:
+        say(f'bad line left out: {line}')
+    if len(bad) > 10:
+        say(f'... and {len(bad) - 10} more bad lines')
+    if len(rows) < 20:
+        runtime.fail(f'--corpus={path}: only {len(rows)} good sentences of {len(rows) + len(bad)} lines; at least 20 are needed')
+    per = min(8, max(len(group) for row in rows for group in row))
+    parts = {}
+    for split in ('train', 'val'):
+        mine = [row for k, row in enumerate(rows) if (k % 10 == 0) == (split == 'val')]
+        count = np.zeros((len(mine), len(VARIANTS)), np.uint8)
+        meanings = np.zeros((len(mine), len(VARIANTS)), np.int64)
+        lines = []
+        for s, row in enumerate(mine):
+            for f in range(len(VARIANTS)):
+                group = row[f][:per] if f < len(row) else []
+                count[s, f] = len(group)
+                meanings[s, f] = zlib.crc32(group[0].encode()) if group else 0
+                lines += group + [''] * (per - len(group))
+        parts[split] = lines, count, meanings, 0
+    return parts
+
+
+def _parse_line(text, path):
+    """One line -> list of groups of sentences (the original with its paraphrases, then one group a counterfactual), or
+    None for a blank line. ValueError says what is wrong with it."""
+    if not text.strip():
+        return None
+    if str(path).endswith('.jsonl'):
+        row = json.loads(text)
+        if not isinstance(row, dict) or not isinstance(row.get('original'), str):
+            raise ValueError('no "original" sentence')
+        negatives = row.get('counterfactuals', [])
+        negatives = list(negatives.values()) if isinstance(negatives, dict) else [[n] for n in negatives]
+        groups = [[row['original'], *row.get('paraphrases', [])], *negatives[:len(FAMILIES)]]
+    else:
+        groups = [[text]]
+    try:
+        groups = [[sentence for sentence in map(normalize, group) if sentence] for group in groups]
+    except (TypeError, AttributeError):
+        raise ValueError('paraphrases and counterfactuals must be lists of sentences') from None
+    if not groups[0]:
+        raise ValueError('no words')
+    if any(len(sentence) > 2000 for group in groups for sentence in group):
+        raise ValueError('longer than 2000 characters')
+    return groups
+
+
+def load(config, run=None):
+    """The prepared corpus of a run -> ({split: Corpus}, Tokenizer), prepared first where it is missing (by rank 0).
+
+    config: corpus, num_scenes, complexity, data_seed, vocab_size, max_length. The splits of a corpus of your own are
+    'train' and 'val'."""
+    if config['corpus'] and not Path(config['corpus']).is_file():
+        runtime.fail(f"--corpus={config['corpus']}: no such file")
+    folder, device, say = _folder(config), run.device if run else 'cpu', run.say if run else print
+    if not folder.exists() and (run is None or run.master):
+        say(f'preparing {folder} ...')
+        prepare(folder, config, say)
+    if run is not None:
+        runtime.barrier(run)
+    tokenizer = Tokenizer.load(json.loads((folder / 'tokenizer.json').read_text()))
+    splits = {}
+    for split in SPLITS:
+        if (folder / f'{split}.npz').exists():
+            with np.load(folder / f'{split}.npz') as arrays:
+                splits[split] = Corpus(arrays, device)
+    return splits, tokenizer
+
+
+def show(complexity, seed, say=print):
+    """A readable sample of everything: a scene, ten paraphrases, one counterfactual a family."""
+    rand = random.Random(seed).random
+    scene = scenes_of('train', 1, complexity, seed)[0]
+    say(f'scene       {graph(scene)}')
+    for _ in range(10):
+        say(f'paraphrase  {render(scene, rand)}')
+    for family in FAMILIES:
+        changed = next(filter(None, (counterfactual(scene, family, rand) for _ in range(50))), None)
+        text = render(changed, rand) if changed else '(does not apply)'
+        say(f'{family:15s} {text}' + (f'   Graph F1 to the scene {graph_f1(scene, parse(text)):.2f}' if changed else ''))
+
+
+def write_sentences(path, n, complexity, seed):
+    """n training sentences as plain text, or as JSONL with paraphrases and counterfactuals."""
+    rand = random.Random(seed).random
+    scenes = scenes_of('train', n, complexity, seed)
+    try:
+        with open(path, 'w', encoding='utf-8') as file:
+            for scene in scenes:
+                if path.endswith('.jsonl'):
+                    changed = {family: allowed_counterfactual(scene, family, rand, 'train') for family in FAMILIES}
+                    file.write(json.dumps({'original': render(scene, rand), 'paraphrases': [render(scene, rand) for _ in range(3)],
+                                           'counterfactuals': {f: [render(c, rand)] for f, c in changed.items() if c}}) + '\n')
+                else:
+                    file.write(render(scene, rand) + '\n')
+    except OSError as error:
+        runtime.fail(f'--out={path}: {error.strerror}')
+    print(f'wrote {n} sentences to {path}')
+
+
+def main():
+    if num < 1 or complexity not in (1, 2, 3):
+        runtime.fail(f'--num must be at least 1 and --complexity 1, 2 or 3; got {num} and {complexity}')
+    if out:
+        return write_sentences(out, num, complexity, seed)
+    if not corpus:
+        show(complexity, seed)
+    splits, tokenizer = load({'corpus': corpus, 'num_scenes': num, 'complexity': complexity, 'data_seed': seed,
+                              'vocab_size': vocab_size, 'max_length': 64})
+    for split, part in splits.items():
+        lengths = part.lengths[part.lengths > 0].float()
+        print(f'{split:12s} {part.size:7d} scenes, {len(lengths):8d} sentences, '
+              f'{lengths.mean():.1f} tokens on average, {int(lengths.max())} at most')
+    print(f'vocabulary   {tokenizer.size} tokens of at most {vocab_size}: training stops when no pair repeats')
+
+
+if __name__ == '__main__':
+    main()

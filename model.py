@@ -2,13 +2,13 @@
 
 Shapes: x (B, T) token ids, 0 is padding; V (B, C, H, W) the canvas; z (B, E) unit vectors.
 """
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-PAD, BOS, EOS = 0, 1, 2                     # as in data.py
+DEMEAN=1
+PAD, BOS, EOS, PARA = 0, 1, 2, 3                     # as in data.py
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
@@ -23,11 +23,11 @@ def rope(q, positions):
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def attend(q, k, v, mask=None, dropout=0.0):
+def attend(q, k, v, mask=None, dropout=0.0, maps=False):
     """softmax(q kᵀ / √d) v -> (output, weights or None). mask (broadcastable, bool) is True where attention may go.
     q may have batch 1: queries that do not depend on the sample are not copied. On a CPU explicit products are half
-    the time of the fused kernel's backward; on CUDA the fused kernel wins."""
-    if q.is_cuda:
+    the time of the fused kernel's backward; on CUDA the fused kernel wins, unless the weights are asked for (maps)."""
+    if q.is_cuda and not maps:
         q = q.expand(k.shape[0], -1, -1, -1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                     # (B, heads, Tq, Tk)
@@ -38,8 +38,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, Tq, D) on `source` (B, Tk, D), or on itself. Query and key weights start with unit
-    variance of the scores: the usual smaller start is uniform attention, a bag of words, and takes long to leave."""
+    """Multi-head attention. Queries and keys start large enough for scores with a standard deviation of 3: the usual small
+    start is uniform attention, a bag of words, and takes long to leave (LOG.md)."""
 
     def __init__(self, dim, heads, dropout=0.0):
         super().__init__()
@@ -47,6 +47,8 @@ class Attention(nn.Module):
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         for layer in (self.query, self.key):
+            nn.init.normal_(layer.weight, std=(3 / dim) ** 0.5)
+        for layer in (self.value, self.out):
             nn.init.normal_(layer.weight, std=dim ** -0.5)
 
     def split(self, x):
@@ -56,12 +58,9 @@ class Attention(nn.Module):
     def keys_values(self, source):
         return self.split(self.key(source)), self.split(self.value(source))
 
-    def forward(self, x, k, v, mask=None):
-        """Attend to projected keys and values (see keys_values): whoever caches them calls this directly."""
-        return self.from_query(self.split(self.query(x)), k, v, mask)
-
-    def from_query(self, q, k, v, mask=None):
-        y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+    def forward(self, q, k, v, mask=None, maps=False):
+        """q (B, heads, Tq, d), k and v (B, heads, Tk, d), already projected -> (B, Tq, D), weights (B, heads, Tq, Tk)."""
+        y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, maps)
         B, _, T, _ = y.shape
         return self.out(y.transpose(1, 2).reshape(B, T, -1)), weights
 
@@ -86,7 +85,7 @@ class SelfBlock(nn.Module):
             start, T = int(positions[0]), x.shape[1]
             cache[0][:, :, start:start + T], cache[1][:, :, start:start + T] = k, v
             k, v = cache[0][:, :, :start + T], cache[1][:, :, :start + T]
-        x = x + self.drop(self.attention.from_query(q, k, v, mask)[0])
+        x = x + self.drop(self.attention(q, k, v, mask)[0])
         return x + self.mlp(x)
 
 
@@ -98,8 +97,8 @@ class CrossBlock(nn.Module):
         self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
         self.drop, self.mlp = nn.Dropout(dropout), feed_forward(dim, hidden, dropout)
 
-    def forward(self, x, k, v, mask=None):
-        y, weights = self.attention(self.norm(x), k, v, mask)
+    def forward(self, x, k, v, mask=None, maps=False):
+        y, weights = self.attention(self.attention.split(self.attention.query(self.norm(x))), k, v, mask, maps)
         x = x + self.drop(y)
         return x + self.mlp(x), weights
 
@@ -110,8 +109,8 @@ class TextEncoder(nn.Module):
     """Sentence -> canvas. A transformer over the tokens, then a grid of learned queries that reads the token states by
     cross-attention and is painted as C channels (plan, Phase 1).
 
-    x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; a coarser
-    grid is resized to the canvas by bilinear steps with a 3x3 convolution each (Odena et al. 2016: no checkerboard).
+    x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; the queries
+    of a coarser grid paint overlapping strokes.
     slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 + 1x1 head.
     """
 
@@ -134,31 +133,31 @@ class TextEncoder(nn.Module):
         self.smooth = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.GELU(),
                                     nn.Conv2d(channels, channels, 1)) if smoothing else None
 
-    def tokens(self, x):
-        """(B, T) -> normalised token states h (B, T, D) and the attention mask (B, 1, 1, T), True at real tokens."""
+    def tokens(self, x, soft=None):
+        """(B, T) -> normalised token states h (B, T, D) and the attention mask (B, 1, 1, T), True at real tokens.
+        soft (B, T, vocab) stands for one-hot rows where a gradient has to reach the choice of tokens (P5)."""
         mask = (x != PAD)[:, None, None]
         positions = torch.arange(x.shape[1], device=x.device)
-        h = self.drop(self.embedding(x) + self.position(positions))
+        embedded = self.embedding(x) if soft is None else soft @ self.embedding.weight
+        h = self.drop(embedded + self.position(positions))
         for block in self.blocks:
             h = block(h, mask, positions)
         return self.norm(h), mask
 
-    def forward(self, x, return_attention=False):
-        return self.canvas(*self.tokens(x), return_attention)
-
-    def canvas(self, h, mask, return_attention=False):
-        """Token states -> V; with return_attention also the last cross-attention (B, heads, queries, T)."""
+    def forward(self, x, maps=False, soft=None):
+        """-> V; with maps also the last cross-attention (B, heads, queries, T), None for slots."""
+        h, mask = self.tokens(x, soft)
         weights = None
         if self.slots is not None:
             V = self.slots(h, mask)
         else:
             q = self.place_conv(self.place).flatten(2).transpose(1, 2)           # (1, g*g, D): the same for every sample
             for block in self.cross:
-                q, weights = block(q, *block.attention.keys_values(h), mask)
+                q, weights = block(q, *block.attention.keys_values(h), mask, maps)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
-            V = self.paint(q)
+            V = self.paint(q - (q.mean((2, 3), keepdim=True) if DEMEAN else 0))     # a stroke common to all places would be a lattice
         V = V.float() if self.smooth is None else (V + self.smooth(V)).float()
-        return (V, weights) if return_attention else V
+        return (V, weights) if maps else V
 
 
 class Strokes(nn.Module):
@@ -269,57 +268,60 @@ class TextDecoder(nn.Module):
         memory = self.memory_norm(torch.cat(parts, dim=1))
         return [block.attention.keys_values(memory) for block in self.cross]
 
-    def decode(self, x, memory, start=0, cache=None):
-        """Tokens x (B, T) at positions start... -> logits and the cross-attention of each layer (None on CUDA)."""
+    def decode(self, x, memory, start=0, cache=None, maps=False):
+        """Input tokens x (B, T) at positions start... -> logits (B, T, vocab), cross-attention of each layer if maps."""
         T = x.shape[1]
         positions = torch.arange(start, start + T, device=x.device)
         mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        h, maps = self.drop(self.embedding(x) + self.position(positions)), []
+        h, attention = self.drop(self.embedding(x) + self.position(positions)), []
         for layer, block in enumerate(self.blocks):
             h = block(h, mask, positions, None if cache is None else cache[layer])
             if memory is not None:
-                h, weights = self.cross[layer](h, *memory[layer])
-                maps.append(weights)
+                h, weights = self.cross[layer](h, *memory[layer], maps=maps)
+                attention.append(weights)
         logits = self.head(self.norm(h)).float()
-        return logits.masked_fill(~self.allowed, -1e4), maps
+        return logits.masked_fill(~self.allowed, -1e4), attention
 
-    def forward(self, x, V, z=None):
-        """Teacher forcing: logits (B, T, vocab) that predict x itself."""
-        return self.decode(shift(x), self.memory(V, z))[0]
+    def forward(self, x, V, z=None, start=BOS):
+        """Teacher forcing: logits (B, T, vocab) that predict x itself. A sentence that starts with BOS says again what the
+        canvas holds, one that starts with PARA says it in other words (P5)."""
+        return self.decode(shift(x, start), self.memory(V, z))[0]
 
     @torch.no_grad()
-    def generate(self, V, z, length, top_p=0.0, temperature=1.0, generator=None):
-        """Free run, one sentence a row -> ids (B, length), EOS and then padding. top_p = 0 is greedy; otherwise nucleus
-        sampling (Holtzman et al. 2020). Keys and values are cached; rows that ended go on as padding."""
-        memory, B, weight = self.memory(V, z), len(V), self.head.weight
-        heads, d = self.blocks[0].attention.heads, weight.shape[1] // self.blocks[0].attention.heads
-        dtype = torch.get_autocast_dtype(V.device.type) if torch.is_autocast_enabled(V.device.type) else weight.dtype
-        cache = [[torch.zeros(B, heads, length, d, dtype=dtype, device=V.device) for _ in range(2)] for _ in self.blocks]
-        token, out = torch.full((B, 1), BOS, device=V.device), []
-        ended = torch.zeros(B, dtype=torch.bool, device=V.device)
+    def generate(self, V, z, length, start=BOS, top_p=0.0, u=None):
+        """Free run, one sentence a row -> ids (B, length), closed by EOS and then padding. Keys and values are cached.
+
+        top_p = 0 is greedy. Otherwise nucleus sampling (Holtzman et al. 2020) with the uniform numbers u (B, length):
+        whoever draws them for a whole batch gets the same sentences on any number of ranks."""
+        memory, B, (heads, dim) = self.memory(V, z), len(V), (self.blocks[0].attention.heads, self.embedding.embedding_dim)
+        autocast = torch.is_autocast_enabled(V.device.type)
+        dtype = torch.get_autocast_dtype(V.device.type) if autocast else V.dtype
+        cache = [[torch.zeros(B, heads, length, dim // heads, dtype=dtype, device=V.device) for _ in range(2)] for _ in self.blocks]
+        token, ended, out = torch.full((B,), start, device=V.device), torch.zeros(B, dtype=torch.bool, device=V.device), []
         for t in range(length):
-            logits = self.decode(token, memory, t, cache)[0][:, -1]
-            logits[:, :EOS] = -1e4                                               # neither PAD nor BOS is ever said
-            token = nucleus(logits / temperature, top_p, generator) if top_p > 0 else logits.argmax(-1)
+            logits = self.decode(token[:, None], memory, t, cache)[0][:, 0]
+            logits[:, [PAD, BOS, PARA]] = -1e4                                   # the ids that no sentence holds
+            token = nucleus(logits, top_p, u[:, t]) if top_p > 0 else logits.argmax(-1)
             token = token.masked_fill(ended, PAD)
             ended = ended | (token == EOS)
             out.append(token)
-            token = token[:, None]
         return torch.stack(out, dim=1)
 
 
-def shift(x):
-    """Targets (B, T) -> decoder inputs: BOS, then all but the last."""
-    return torch.cat((torch.full_like(x[:, :1], BOS), x[:, :-1]), dim=1)
+def shift(x, start=BOS):
+    """Targets (B, T) -> decoder inputs: the start token, then all but the last."""
+    return torch.cat((torch.full_like(x[:, :1], start), x[:, :-1]), dim=1)
 
 
-def nucleus(logits, top_p, generator=None):
-    """One sample a row from the smallest set of tokens whose probability reaches top_p. logits (B, vocab) -> (B,)"""
+def nucleus(logits, top_p, u):
+    """One draw a row from the smallest set of tokens whose probability reaches top_p. logits (B, vocab), u (B,) in [0, 1)
+    -> (B,) ids."""
     probability, order = logits.softmax(-1).sort(-1, descending=True)
-    before = probability.cumsum(-1) - probability                                # mass ahead of each token
-    probability = probability.masked_fill(before >= top_p, 0.0)
-    choice = torch.multinomial(probability, 1, generator=generator)
-    return order.gather(-1, choice)[:, 0]
+    total = probability.cumsum(-1)
+    kept = probability * (total - probability < top_p)                           # mass ahead of the token below top_p
+    total = kept.cumsum(-1)
+    choice = (total < u[:, None] * total[:, -1:]).sum(-1)                        # inverse of the distribution function
+    return order.gather(-1, choice.clamp(max=logits.shape[-1] - 1)[:, None])[:, 0]
 
 
 def cross_entropy(logits, x):

@@ -9,13 +9,12 @@ Reads:  out/data/ (made on first use)      Writes: out/p1/ckpt.pt, run.json, met
     torchrun --standalone --nproc_per_node=2 p1_canvas.py
 """
 import torch
-from torch import nn
 
 import data
 import plot
 import priors
 import runtime
-from model import TextDecoder, TextEncoder, cross_entropy
+from model import BOS, TextDecoder, TextEncoder, cross_entropy
 
 out_dir = 'out/p1'        # run folder: checkpoint, metrics, gate, plots
 resume = False            # go on from out_dir/ckpt.pt
@@ -57,7 +56,7 @@ blur_steps = 0            # blur V before the priors for so many steps (the plan
 coordinate_steps = 0      # append (x, y) channels to V before the priors for so many steps
 # optimisation
 batch_size = 256          # sentences a step, all ranks together
-grad_accum = 1            # micro-steps that a rank cuts its share into
+grad_accum = 1            # micro-steps that each rank cuts its share into
 learning_rate = 2e-4
 warmup_steps = 1000
 max_steps = 10_000        # stop here
@@ -90,10 +89,10 @@ def weights(config):
     return {name: config[f'lambda_{name}'] for name in priors.PRIORS}
 
 
-def reconstruction(decoder, V, z, x):
-    """Mean cross-entropy a token, nats, of the decoder reading x (B, T) from V (and z)."""
-    loss = cross_entropy(decoder(x, V, z), x)
-    return loss.sum() / (x != data.PAD).sum()
+def reconstruction(decoder, V, z, x, start=BOS):
+    """Cross-entropy a token, nats, of the decoder reading x (B, T) from V (and z): a mean over sentences of means over
+    tokens, so that splitting a batch does not change it."""
+    return (cross_entropy(decoder(x, V, z, start), x).sum(1) / (x != data.PAD).sum(1).clamp(min=1)).mean()
 
 
 def random_sentences(corpus, n, seed, step):
@@ -143,12 +142,15 @@ def token_metrics(decoder, V, z, x, types, concepts, run, batch=256):
 
 def evaluate(encoder, decoder, val, types, concepts, run, cell):
     """Statistics of held-out canvases, and how much of the sentence the throwaway decoder reads from them."""
-    x = val.fixed(rendering=-1)
+    x = val.fixed()
     V = encode(encoder, x, run)
     metrics = canvas_metrics(V, cell)
     if decoder is not None:
         metrics |= {f'rec_{name}': value for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
     return metrics, V
+
+
+GATED = ('alpha', 'alpha_hann', 'tv', 'kurtosis', 'max_correlation', 'share_total', 'lattice')
 
 
 def in_band(alphas):
@@ -172,3 +174,89 @@ def canvas_gate(history):
         ('share of variance that depends on the sentence +', '>= 0.20', last['share_total'], last['share_total'] >= 0.20,
          'priors alone 0.00'),
         ('lattice energy +', '<= 2', last['lattice'], last['lattice'] <= 2, '1/f^2 field 1.0')]
+
+
+def build(arch):
+    """The encoder and the throwaway decoder from the sizes in a checkpoint."""
+    encoder = TextEncoder(arch['vocab_size'], arch['channels'], arch['size'], arch['query_grid'], arch['dim'], arch['layers'],
+                          arch['heads'], arch['hidden'], arch['cross_layers'], arch['cross_hidden'], arch['dropout'],
+                          arch['smoothing'], arch['slots'], arch['max_length'])
+    decoder = TextDecoder(arch['vocab_size'], arch['channels'], arch['size'], arch['patch'], dim=arch['rec_dim'],
+                          layers=arch['rec_layers'], hidden=2 * arch['rec_dim'], dropout=arch['dropout'], memory='canvas',
+                          max_length=arch['max_length'])
+    return {'encoder': encoder, 'decoder': decoder}
+
+
+SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers', 'cross_hidden',
+         'dropout', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch')
+DATA = ('corpus', 'num_scenes', 'complexity', 'data_seed', 'vocab_size', 'max_length')
+
+
+def main():
+    run = runtime.start('p1', config)
+    splits, tokenizer = data.load(config, run)
+    train, val = splits['train'], splits['val']
+    if tokenizer.size > vocab_size:
+        runtime.fail(f'the tokenizer has {tokenizer.size} tokens, more than vocab_size {vocab_size}')
+    types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, vocab_size))
+    arch = {name: config[name] for name in SIZES} | {'data': {name: config[name] for name in DATA}}
+    nets = {name: net.to(run.device) for name, net in build(arch).items()}
+    encoder, decoder = nets.values()
+    run.say(f'encoder {runtime.count_parameters(encoder) / 1e6:.1f}M parameters '
+            f'({encoder.embedding.weight.numel() / 1e6:.1f}M of them token embeddings), '
+            f'throwaway decoder {runtime.count_parameters(decoder) / 1e6:.1f}M; {train.size} scenes, {tokenizer.size} tokens')
+    optimizer = runtime.adamw(nets, learning_rate, weight_decay)
+    ema = runtime.EMA(nets, ema_decay)
+    state = runtime.resume(run, nets, optimizer, ema)
+    start, metrics, evaluations = (state['step'], state['metrics'], state['extra']['evaluations']) if state else (0, {}, [])
+    runtime.compile_nets(nets, run)
+    parameters = [p for net in nets.values() for p in net.parameters()]
+    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+
+    for step in run.steps(start, max_steps):
+        last = step == max_steps
+        if step % eval_every == 0 or last:
+            for net in nets.values():
+                net.eval()
+            with ema.weights():
+                metrics, V = evaluate(encoder, decoder if lambda_rec else None, val, types, concepts, run, size // query_grid)
+                pictures = encode(encoder, montage, run)
+            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+            run.log(step, metrics, prefix='val')
+            if run.master:
+                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.trends(run.dir)
+        if step % eval_every == 0 or last or run.interrupted:
+            runtime.save(run, step, nets, optimizer, ema, metrics, arch,
+                         {'evaluations': evaluations, 'tokenizer': tokenizer.state()})
+        if last:
+            break
+
+        lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['scale']
+        for net in nets.values():
+            net.train()
+        x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size)]
+        seen = max(1, prior_samples // (run.world * grad_accum))
+        for part in x.chunk(grad_accum):
+            with run.autocast():
+                V = encoder(part)
+                rec = reconstruction(decoder, V, None, part) if lambda_rec else V.new_zeros(())
+            terms = priors.image_prior_terms(prior_input(V[:seen], step, blur_steps, coordinate_steps), alpha)
+            image = priors.image_prior_loss(terms, weights(config))
+            loss = image + lambda_rec * rec
+            (loss / grad_accum).backward()
+        runtime.average_gradients(nets, run)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(step)
+        if step % log_every == 0:
+            run.log(step, {'loss': loss, 'image': image, 'rec': rec, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+
+    runtime.write_gate(run, canvas_gate(evaluations))
+
+
+if __name__ == '__main__':
+    main()

@@ -17,8 +17,9 @@ import data
 import plot
 import priors
 import runtime
-from model import Readout, TextDecoder, TextEncoder
-from p1_canvas import canvas_gate, canvas_metrics, encode, prior_input, reconstruction, token_metrics, weights
+from model import Readout
+import p1_canvas
+from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
 
 out_dir = 'out/p2'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p1/ckpt.pt'   # the phase before
@@ -68,19 +69,311 @@ tensorboard = False
 config = runtime.configure(globals())
 
 
-def info_nce(z1, z2, meanings, valid, temperature, mask_false_negatives=True, both_ways=True):
-    """InfoNCE (van den Oord et al. 2018) between paired rows of z1, z2 (N, E), mean over valid rows, nats.
+def info_nce(z1, z2, hidden, rows, temperature):
+    """InfoNCE (van den Oord et al. 2018): row i of z1 finds row i of z2 among all rows of z2, both (N, E); nats.
 
-    meanings (N,): rows of equal meaning are not negatives of each other. valid (N,) bool: rows that exist.
-    """
-    logits = z1 @ z2.T / temperature                                                  # (N, N)
-    hidden = ~valid[None, :].expand_as(logits)
-    if mask_false_negatives:
-        same = meanings[:, None] == meanings[None, :]
-        hidden = hidden | (same & ~torch.eye(len(z1), dtype=torch.bool, device=z1.device))
-    logits = logits.masked_fill(hidden, float('-inf'))
+    hidden (N, N) bool: pairs that are no negatives. rows (N,) bool: the rows that the mean is taken over."""
+    logits = (z1 @ z2.T / temperature).masked_fill(hidden, -1e4)
     target = torch.arange(len(z1), device=z1.device)
-    loss = F.cross_entropy(logits[valid], target[valid])
-    if both_ways:
-        loss = (loss + F.cross_entropy(logits.T.masked_fill(hidden, float('-inf'))[valid], target[valid])) / 2
+    return (F.cross_entropy(logits, target, reduction='none') * rows).sum() / rows.sum()
+
+
+def contrast(Z, meanings, valid, stage, temperature, anchors=True, mask_false_negatives=True):
+    """The contrastive loss of a whole batch. Z (n, K, views, E): scenes x variants x renderings; meanings and valid
+    (n, K). Stage 2 has a third view, a free paraphrase, pulled to the canonical ones without moving them."""
+    z = Z.flatten(0, 1)                                                               # (n*K, views, E)
+    ids, ok = meanings.flatten(), valid.flatten()
+    hidden = ~ok[None, :].expand(len(ok), -1)
+    if mask_false_negatives:
+        same = ids[:, None] == ids[None, :]
+        hidden = hidden | (same & ~torch.eye(len(ids), dtype=torch.bool, device=ids.device))
+    rows = ok if anchors else ok & (torch.arange(len(ok), device=ok.device) % meanings.shape[1] == 0)
+    loss = info_nce(z[:, 0], z[:, 1], hidden, rows, temperature)
+    if anchors:
+        loss = (loss + info_nce(z[:, 1], z[:, 0], hidden, rows, temperature)) / 2
+    if stage == 2:
+        loss = loss + info_nce(z[:, 2], z[:, 0].detach(), hidden, rows, temperature)
     return loss
+
+
+def swaps_beaten(Z, variants, valid, stage):
+    """Share of (scene, swap of it) pairs in the batch whose paraphrase is nearer than the swap; a 0-d tensor."""
+    query = Z[:, :, 2 if stage == 2 else 0]
+    similarity = torch.einsum('nke,nme->nkm', query, Z[:, :, 1])                      # (n, K, K)
+    beaten = similarity.diagonal(dim1=1, dim2=2)[:, :, None] > similarity
+    swap = valid & (variants >= data.VARIANTS.index('argument swap'))                 # (n, K); a pair is (scene, swap)
+    hits = beaten[:, 0] & swap, beaten[:, :, 0] & swap
+    return (hits[0].sum() + hits[1].sum()) / (2 * swap.sum()).clamp(min=1)
+
+
+def vicreg(z):
+    """Variance and covariance terms of VICReg (Bardes et al. 2022) on z (N, E), rescaled to unit expected variance."""
+    z = (z - z.mean(0)) * z.shape[1] ** 0.5
+    covariance = z.T @ z / (len(z) - 1)
+    off_diagonal = covariance - covariance.diag().diag()
+    return F.relu(1 - (covariance.diagonal() + 1e-4).sqrt()).mean() + off_diagonal.square().sum() / z.shape[1]
+
+
+def barlow(z1, z2):
+    """Barlow Twins (Zbontar et al. 2021): cross-correlation of two views (N, E) towards the identity."""
+    z1, z2 = ((z - z.mean(0)) / (z.std(0) + 1e-4) for z in (z1, z2))
+    correlation = z1.T @ z2 / len(z1)
+    diagonal = correlation.diagonal()
+    return ((1 - diagonal).square().sum() + 5e-3 * (correlation.square().sum() - diagonal.square().sum())) / len(diagonal)
+
+
+def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out):
+    """The indices of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K). Column 0 is the scene
+    itself; a family that does not apply is filled with it and marked invalid."""
+    scenes, generator = corpus.draw(n, seed, step)
+    extra, valid = corpus.negatives(scenes, negatives, generator, without=leave_out)
+    variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)
+    valid = torch.cat((torch.ones(n, 1, dtype=torch.bool), valid), dim=1)
+    scenes = scenes[:, None].expand_as(variants)
+    views = corpus.renderings(scenes, variants, generator, 'any' if stage == 3 else 'canonical')
+    if stage < 3:                        # stage 1 only reads the free paraphrase, stage 2 also pulls it
+        views += (corpus.renderings(scenes, variants, generator, 'free')[0],)
+    return scenes, variants, torch.stack(views, dim=-1), valid
+
+
+def build(arch):
+    """The nets of P2 from the sizes in a checkpoint: P1's and the readout."""
+    nets = p1_canvas.build(arch)
+    nets['readout'] = Readout(arch['channels'], arch['z_dim'], arch['readout_hidden'], arch['pyramid'])
+    return nets
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def embed(encoder, readout, x, run, batch=256):
+    """Sentences (N, T) -> z (N, E), in batches."""
+    with run.autocast():
+        return torch.cat([readout(encoder(part)) for part in x.split(batch)])
+
+
+def retrieval_metrics(query, positive, negatives, valid):
+    """What the gate asks of embeddings: two paraphrases of S scenes, query and positive (S, E), and one sentence of each
+    counterfactual family, negatives (S, families, E), valid (S, families). All rows are unit vectors.
+
+    r1, r5: rank of the positive among all positives; r1_hard: the query's own counterfactuals are in the pool too;
+    gap_<family>: mean of cos(query, positive) - cos(query, counterfactual); wins_<family>: share above 0."""
+    similarity = query @ positive.T                                                   # (S, S)
+    own = similarity.diagonal()
+    rank = (similarity > own[:, None]).sum(1)
+    rivals = torch.einsum('se,sfe->sf', query, negatives)                             # (S, families)
+    beaten = ((rivals < own[:, None]) | ~valid).all(1)
+    metrics = {'r1': (rank < 1).float().mean(), 'r5': (rank < 5).float().mean(),
+               'r1_hard': ((rank < 1) & beaten).float().mean(), 'paraphrase_cosine': own.mean()}
+    gaps = own[:, None] - rivals
+    for f, family in enumerate(data.FAMILIES):
+        here = valid[:, f]
+        metrics[f'gap_{family}'], metrics[f'wins_{family}'] = gaps[here, f].mean(), (gaps[here, f] > 0).float().mean()
+    metrics['gap'] = gaps[valid].mean()
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def evaluation_views(corpus, n):
+    """Token ids of n scenes for retrieval: query, positive (n, T) and negatives (n, families, T), valid (n, families).
+    Free renderings; the three are never the same rendering number, so that no wording is shared by construction."""
+    scenes, families = torch.arange(n), len(data.FAMILIES)
+    first = corpus.canonical
+    zero = torch.zeros(n, dtype=torch.long)
+    query, positive = (corpus.take(scenes, zero, zero + first + k) for k in (0, 1))
+    grid = scenes[:, None].expand(-1, families)
+    variants = torch.arange(1, families + 1).expand(n, -1)
+    return query, positive, corpus.take(grid, variants, torch.full_like(grid, first + 2)), corpus.count[:n, 1:] > 0
+
+
+def semantic_metrics(encode_z, corpus, n=1024):
+    """retrieval_metrics of a split under any embedding encode_z: (N, T) -> (N, E) unit vectors."""
+    n = min(n, corpus.size)
+    query, positive, negatives, valid = evaluation_views(corpus, n)
+    families = negatives.shape[1]
+    return retrieval_metrics(encode_z(query), encode_z(positive), encode_z(negatives.flatten(0, 1)).unflatten(0, (n, families)),
+                             valid.to(query.device))
+
+
+def baselines(train, corpus, vocab_size, n):
+    """R@1 and gaps of two embeddings without learning: bag of tokens and TF-IDF (fitted on training sentences)."""
+    def counts(x):
+        return torch.zeros(len(x), vocab_size, device=x.device).scatter_add_(1, x, (x >= data.SPECIALS).float())
+
+    tfidf = TfidfTransformer().fit(counts(train.fixed(n=5000)).cpu().numpy())
+    return {'bag of tokens': semantic_metrics(lambda x: F.normalize(counts(x), dim=-1), corpus, n),
+            'TF-IDF': semantic_metrics(lambda x: torch.from_numpy(
+                tfidf.transform(counts(x).cpu().numpy()).toarray()).float().to(x.device), corpus, n)}
+
+
+def evaluate(encoder, readout, decoder, splits, types, concepts, run, cell, n=1024):
+    """Held-out metrics: retrieval and gaps on new scenes, P1's canvas statistics, what the throwaway decoder reads."""
+    def encode_z(x):
+        return embed(encoder, readout, x, run)
+
+    val = splits['val']
+    metrics = semantic_metrics(encode_z, val, n)
+    x = val.fixed(n)
+    V = encode(encoder, x, run)
+    metrics |= canvas_metrics(V, cell)
+    if decoder is not None:
+        metrics |= {f'rec_{name}': value for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
+    return metrics, V
+
+
+def held_out_sets(encode_z, splits, n=1024):
+    """The same semantic metrics on every held-out split, side by side: {split: metrics}."""
+    return {name: semantic_metrics(encode_z, splits[name], n) for name in splits if name != 'train'}
+
+
+def print_sets(run, sets):
+    """Held-out splits side by side, with the number of pairs behind each family."""
+    names = ['r1', 'r5', 'r1_hard', 'gap', *(f'{kind}_{family}' for family in data.FAMILIES for kind in ('gap', 'wins'))]
+    run.say(f"{'held-out':24s}" + ''.join(f'{split:>14s}' for split in sets))
+    for name in names:
+        run.say(f'{name:24s}' + ''.join(f'{metrics[name]:14.3f}' for metrics in sets.values()))
+
+
+def semantic_gate(m, base):
+    """P2's criteria (DESIGN 8) on metrics m, baselines (a dict of metrics) beside them."""
+    def beside(key):
+        return ', '.join(f'{name} {values[key]:.2f}' for name, values in base.items())
+
+    rows = [('R@1', '>= 0.60', m['r1'], m['r1'] >= 0.60, beside('r1')),
+            ('R@5', '>= 0.85', m['r5'], m['r5'] >= 0.85, beside('r5')),
+            ('R@1 with own counterfactuals in the pool +', '>= 0.85', m['r1_hard'], m['r1_hard'] >= 0.85, beside('r1_hard')),
+            ('mean cosine gap', '>= 0.25', m['gap'], m['gap'] >= 0.25, beside('gap'))]
+    for family in data.FAMILIES:
+        gap, wins = m[f'gap_{family}'], m[f'wins_{family}']
+        rows += [(f'gap, {family} +', '>= 0.25', gap, gap >= 0.25, beside(f'gap_{family}')),
+                 (f'wins, {family} +', '>= 0.95', wins, wins >= 0.95, beside(f'wins_{family}'))]
+    return rows
+
+
+def cached_backward(forward, parts, loss_of_all):
+    """Gradient caching (Gao et al. 2021): the contrast sees all parts at once, memory holds one part at a time.
+
+    forward(part) -> (z, local loss); loss_of_all(z) -> (loss, log). First all z without graphs, then the gradient of the
+    loss at z, then each part again with its share of that gradient. Dropout repeats itself by replaying the random state."""
+    states, cached = [], []
+    for part in parts:
+        states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
+        with torch.no_grad():
+            cached.append(forward(part)[0])
+    z = torch.cat(cached).requires_grad_()
+    loss, log = loss_of_all(z)
+    loss.backward()
+    for part, state, gradient in zip(parts, states, z.grad.split([len(c) for c in cached])):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1])
+        z, local = forward(part)
+        ((z * gradient).sum() + local / len(parts)).backward()
+    return loss.detach(), log
+
+
+def main():
+    run = runtime.start('p2', config)
+    previous = runtime.inherit(run, init_from, 'p1', 'python p1_canvas.py')
+    arch = previous['arch'] | {'z_dim': z_dim, 'readout_hidden': readout_hidden, 'pyramid': pyramid}
+    splits, tokenizer = data.load(arch['data'], run)
+    train = splits['train']
+    types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
+    nets = {name: net.to(run.device) for name, net in build(arch).items()}
+    encoder, decoder, readout = nets.values()
+    for name in ('encoder', 'decoder'):
+        nets[name].load_state_dict(previous['ema'][name])
+    cell = arch['size'] // arch['query_grid']
+    untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['val'])
+    optimizer = runtime.adamw(nets, learning_rate, weight_decay)
+    ema = runtime.EMA(nets, ema_decay)
+    state = runtime.resume(run, nets, optimizer, ema)
+    start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
+    evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged else 3)
+    beaten_mean = torch.tensor(extra.get('beaten', 0.5), device=run.device)
+    runtime.compile_nets(nets, run)
+    parameters = [p for net in nets.values() for p in net.parameters()]
+    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+    gates = [float(text) for text in stage_gates.split(',')]
+
+    for step in run.steps(start, max_steps):
+        last = step == max_steps
+        if step % eval_every == 0 or last:
+            for net in nets.values():
+                net.eval()
+            with ema.weights():
+                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, splits, types, concepts, run, cell)
+                pictures = encode(encoder, montage, run)
+            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+            run.log(step, metrics | {'stage': stage}, prefix='val')
+            if run.master:
+                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.trends(run.dir)
+        if step % eval_every == 0 or last or run.interrupted:
+            runtime.save(run, step, nets, optimizer, ema, metrics, arch,
+                         {'evaluations': evaluations, 'stage': stage, 'beaten': beaten_mean.item(),
+                          'tokenizer': tokenizer.state()})
+        if last:
+            break
+
+        lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['scale']
+        for net in nets.values():
+            net.train()
+        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, stage, negatives, leave_out)
+        mine = runtime.local_slice(run, batch_size)
+        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
+        meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
+        parts = run.world * grad_accum
+        terms = {}
+
+        def forward(x):
+            """Sentences (n, K, views, T) -> z (n, K, views, E) and the losses that need no other sentence."""
+            flat = x.flatten(0, 2)
+            with run.autocast():
+                V = encoder(flat)
+                z = readout(V)
+                some = torch.randperm(len(flat), device=flat.device)[:max(1, rec_samples // parts)]
+                rec = reconstruction(decoder, V[some], None, flat[some]) if lambda_rec else V.new_zeros(())
+            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha), rec=rec)
+            local = priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec
+            return z.unflatten(0, x.shape[:3]), local
+
+        def loss_of_all(z):
+            Z = runtime.gather(z, run)
+            loss = lambda_nce * contrast(Z, meanings, on_device, stage, temperature, anchors, mask_false_negatives)
+            z1, z2 = Z[:, :, 0].flatten(0, 1), Z[:, :, 1].flatten(0, 1)
+            if lambda_vicreg:
+                loss = loss + lambda_vicreg * (vicreg(z1) + vicreg(z2)) / 2
+            if lambda_barlow:
+                loss = loss + lambda_barlow * barlow(z1, z2)
+            return loss, swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
+
+        if grad_accum == 1:
+            z, local = forward(x)
+            nce, beaten = loss_of_all(z)
+            (nce + local).backward()
+        else:
+            nce, beaten = cached_backward(forward, x.chunk(grad_accum), loss_of_all)
+        runtime.average_gradients(nets, run)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(step)
+        beaten_mean = beaten_mean.lerp(beaten, 0.1)
+        if step % log_every == 0:
+            run.log(step, {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+            # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
+            if stage < 3 and beaten_mean.item() > gates[stage - 1]:
+                stage, beaten_mean = stage + 1, torch.full_like(beaten_mean, 0.5)
+                run.say(f'step {step}: stage {stage} begins')
+
+    with ema.weights():
+        sets = held_out_sets(lambda x: embed(encoder, readout, x, run), splits)
+    base = baselines(train, splits['val'], tokenizer.size, 1024) | {'untrained': untrained}
+    print_sets(run, sets)
+    runtime.write_gate(run, semantic_gate(metrics, base) + canvas_gate(evaluations))
+
+
+if __name__ == '__main__':
+    main()

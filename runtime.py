@@ -428,6 +428,12 @@ def local_slice(run, n):
     return slice(run.rank * share, (run.rank + 1) * share)
 
 
+def barrier(run):
+    """Wait until every rank is here."""
+    if run.world > 1:
+        dist.barrier()
+
+
 def mean_over_ranks(flat, run):
     """Replace a tensor by its mean over the ranks, in place. One process: nothing."""
     if run.world > 1:

@@ -1,0 +1,227 @@
+"""P3 · Make the canvas survive what an image survives.
+
+Small spatial jitter T (shifts of up to 2 px, mild blur, a small cutout) must not change what the canvas means:
+L_inv pulls g(T(V(x1))) to g(V(x2)), and the throwaway decoder has to read the jittered canvas too. Contrast and priors
+go on as at the end of P2.
+
+Reads:  out/p2/ckpt.pt      Writes: out/p3/ckpt.pt, run.json, metrics.jsonl, gate.json, plots/
+    python p3_jitter.py --batch_size=16
+    torchrun --standalone --nproc_per_node=2 p3_jitter.py
+"""
+import torch
+import torch.nn.functional as F
+
+import data
+import plot
+import priors
+import runtime
+from p1_canvas import GATED, canvas_gate, encode, reconstruction, weights
+from p2_contrast import (build, cached_backward, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
+                         semantic_metrics)
+
+out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
+init_from = 'out/p2/ckpt.pt'   # the phase before
+resume = False            # go on from out_dir/ckpt.pt
+seed = 0
+# jitter
+lambda_inv = 0.2          # the plan's beta
+jitter_prob = 0.5         # each kind of jitter hits a canvas with this probability
+max_shift = 2             # px, either way, both axes
+blur_sigma = 0.8          # px
+cutout = 6                # side of the square that is cut out, px
+# what goes on from P2
+lambda_nce = 1.0
+temperature = 0.07
+negatives = 2
+anchors = True
+mask_false_negatives = True
+leave_out = 'colour'
+lambda_spectrum = 0.5
+lambda_tv = 0.1
+lambda_wavelet = 0.1
+lambda_gradkurt = 0.05
+lambda_cov = 0.05
+lambda_var = 0.05
+lambda_rec = 1.0          # 0 is the plan to the letter
+alpha = 2.0
+prior_samples = 64
+rec_samples = 128
+# optimisation
+batch_size = 256          # scenes a step, all ranks together; each brings (1 + negatives) x 2 sentences
+grad_accum = 1            # micro-steps, by gradient caching
+learning_rate = 1e-4
+warmup_steps = 100
+max_steps = 3_000
+lr_steps = 3_000
+weight_decay = 0.01
+grad_clip = 1.0
+ema_decay = 0.999
+eval_every = 250
+log_every = 25
+device = 'auto'
+dtype = 'auto'
+compile = True
+tensorboard = False
+config = runtime.configure(globals())
+
+
+def shift(V, dy, dx):
+    """Move each canvas by whole pixels; the border is repeated. V (B, C, H, W), dy, dx (B,) int64."""
+    B, C, H, W = V.shape
+    rows = (torch.arange(H, device=V.device) - dy[:, None]).clamp(0, H - 1)           # (B, H)
+    columns = (torch.arange(W, device=V.device) - dx[:, None]).clamp(0, W - 1)        # (B, W)
+    V = V.gather(2, rows[:, None, :, None].expand(B, C, H, W))
+    return V.gather(3, columns[:, None, None, :].expand(B, C, H, W))
+
+
+def cut_out(V, top, left, side):
+    """Replace a side x side square of each canvas by the canvas's own channel means. top, left (B,) int64."""
+    H, W = V.shape[-2:]
+    inside = lambda start, n: (torch.arange(n, device=V.device) >= start[:, None]) & (torch.arange(n, device=V.device) < start[:, None] + side)
+    hole = inside(top, H)[:, None, :, None] & inside(left, W)[:, None, None, :]       # (B, 1, H, W)
+    return torch.where(hole, V.mean((2, 3), keepdim=True), V)
+
+
+def jitter(V, u, probability, max_shift, blur_sigma, cutout):
+    """T(V): u (B, 7) uniform numbers decide what happens to each canvas, so that a batch drawn once can be sliced."""
+    hit = u[:, :3] < probability                                                      # shift, blur, cutout
+    dy, dx = ((u[:, k] * (2 * max_shift + 1)).long() - max_shift for k in (3, 4))
+    V = shift(V, dy * hit[:, 0], dx * hit[:, 0])
+    V = torch.where(hit[:, 1, None, None, None], priors.gaussian_blur(V, blur_sigma), V)
+    top, left = ((u[:, k] * (V.shape[-1] - cutout + 1)).long() for k in (5, 6))
+    return torch.where(hit[:, 2, None, None, None], cut_out(V, top, left, cutout), V)
+
+
+def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
+    """Cosine of g(V) with g(T(V)) on held-out x (N, T): by shift 0...4 px (mean over eight directions), at +-max_shift
+    (also the worst of the eight), under blur, and under cutouts in sixteen places."""
+    with torch.no_grad():
+        V = encode(encoder, x, run)
+
+        def cosine(changed):
+            with run.autocast():
+                return (readout(changed) * z).sum(-1).mean().item()
+
+        with run.autocast():
+            z = readout(V)
+        directions = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+        whole = torch.ones(len(V), dtype=torch.long, device=V.device)
+        at = [[cosine(shift(V, whole * dy * px, whole * dx * px)) for dy, dx in directions] for px in range(5)]
+        places = torch.linspace(0, V.shape[-1] - cutout, 4).long().tolist()
+        cuts = [cosine(cut_out(V, whole * top, whole * left, cutout)) for top in places for left in places]
+    curve = [sum(c) / len(c) for c in at]
+    return {'shift_cosine': curve, 'jitter_cosine': curve[max_shift], 'jitter_cosine_worst': min(at[max_shift]),
+            'blur_cosine': cosine(priors.gaussian_blur(V, blur_sigma)), 'cutout_cosine': sum(cuts) / len(cuts),
+            'cutout_cosine_worst': min(cuts)}
+
+
+def gate(metrics, before, evaluations):
+    """P3's criteria (DESIGN 8); before: metrics of P2's checkpoint on the same sentences."""
+    drop = 100 * (before['r1'] - metrics['r1'])
+    return [('cosine after shifts of 2 px', '>= 0.90', metrics['jitter_cosine'], metrics['jitter_cosine'] >= 0.9,
+             f"before {before['jitter_cosine']:.2f}"),
+            ('R@1 drop, points', '<= 2', drop, drop <= 2, f"before {before['r1']:.3f}")] + canvas_gate(evaluations)
+
+
+def main():
+    run = runtime.start('p3', config)
+    previous = runtime.inherit(run, init_from, 'p2', 'python p2_contrast.py')
+    arch = previous['arch']
+    splits, tokenizer = data.load(arch['data'], run)
+    train, val = splits['train'], splits['val']
+    types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
+    nets = {name: net.to(run.device) for name, net in build(arch).items()}
+    encoder, decoder, readout = nets.values()
+    for name, net in nets.items():
+        net.load_state_dict(previous['ema'][name])
+        net.eval()
+    cell = arch['size'] // arch['query_grid']
+    x_val = val.fixed(512)
+    before = {'r1': previous['metrics']['r1'], **robustness(encoder, readout, x_val, run, max_shift, blur_sigma, cutout)}
+    optimizer = runtime.adamw(nets, learning_rate, weight_decay)
+    ema = runtime.EMA(nets, ema_decay)
+    state = runtime.resume(run, nets, optimizer, ema)
+    start, metrics = (state['step'], state['metrics']) if state else (0, {})
+    evaluations = state['extra']['evaluations'] if state else []
+    runtime.compile_nets(nets, run)
+    parameters = [p for net in nets.values() for p in net.parameters()]
+    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+
+    for step in run.steps(start, max_steps):
+        last = step == max_steps
+        if step % eval_every == 0 or last:
+            for net in nets.values():
+                net.eval()
+            with ema.weights():
+                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, splits, types, concepts, run, cell)
+                metrics |= robustness(encoder, readout, x_val, run, max_shift, blur_sigma, cutout)
+                pictures = encode(encoder, montage, run)
+            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+            run.log(step, metrics, prefix='val')
+            if run.master:
+                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {
+                    'montage': pictures, 'titles': list(data.EVAL_SENTENCES), 'shift': torch.arange(5.0),
+                    'shift_cosine': torch.tensor(metrics['shift_cosine']),
+                    'shift_cosine_before': torch.tensor(before['shift_cosine'])})
+                plot.trends(run.dir)
+        if step % eval_every == 0 or last or run.interrupted:
+            runtime.save(run, step, nets, optimizer, ema, metrics, arch,
+                         {'evaluations': evaluations, 'tokenizer': tokenizer.state()})
+        if last:
+            break
+
+        lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['scale']
+        for net in nets.values():
+            net.train()
+        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out)
+        u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step))
+        mine = runtime.local_slice(run, batch_size)
+        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
+        u = u[mine].to(run.device)
+        meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
+        parts = run.world * grad_accum
+        terms = {}
+
+        def forward(part):
+            """(x (n, K, views, T), u (n, K, views, 7)) -> z (n, K, views, E) and the losses that need no other sentence."""
+            x, u = part
+            flat = x.flatten(0, 2)
+            with run.autocast():
+                V = encoder(flat)
+                z = readout(V)
+                T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
+                jittered = readout(T_V).unflatten(0, x.shape[:3])
+                some = torch.randperm(len(flat), device=flat.device)[:max(1, rec_samples // parts)]
+                rec = reconstruction(decoder, T_V[some], None, flat[some]) if lambda_rec else V.new_zeros(())
+            z = z.unflatten(0, x.shape[:3])
+            inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
+            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha), rec=rec, inv=inv)
+            return z, priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec + lambda_inv * inv
+
+        def loss_of_all(z):
+            Z = runtime.gather(z, run)
+            return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives), None
+
+        if grad_accum == 1:
+            z, local = forward((x, u))
+            nce, _ = loss_of_all(z)
+            (nce + local).backward()
+        else:
+            nce, _ = cached_backward(forward, list(zip(x.chunk(grad_accum), u.chunk(grad_accum))), loss_of_all)
+        runtime.average_gradients(nets, run)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(step)
+        if step % log_every == 0:
+            run.log(step, {'loss': nce, 'nce': nce, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+
+    with ema.weights():
+        print_sets(run, held_out_sets(lambda x: embed(encoder, readout, x, run), splits))
+    runtime.write_gate(run, gate(metrics, before, evaluations))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,306 @@
+"""P5 · Say it in other words.
+
+The encoder thaws at a small learning rate, and the decoder learns to paraphrase: beside saying the sentence again (BOS) it
+says other sentences of the same scene (PARA). Of k free-run candidates the one whose canvas means most nearly the same is
+chosen; it is encoded again and pulled to the meaning of the input (L_cycle, through the straight-through gradient of its
+tokens), and tokens that complete a long n-gram of the input are made less likely (L_copy).
+
+Reads:  out/p4/ckpt.pt      Writes: out/p5/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots/
+    python p5_roundtrip.py --batch_size=16
+    torchrun --standalone --nproc_per_node=2 p5_roundtrip.py
+"""
+import json
+
+import torch
+import torch.nn.functional as F
+from rouge_score.rouge_scorer import RougeScorer
+
+import data
+import p4_decoder
+import plot
+import priors
+import runtime
+from model import PARA
+from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
+from p2_contrast import cached_backward, contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_metrics
+from p3_jitter import jitter, robustness
+from p4_decoder import graph_metrics
+
+out_dir = 'out/p5'        # run folder: checkpoint, metrics, gate, plots
+init_from = 'out/p4/ckpt.pt'   # the phase before
+resume = False            # go on from out_dir/ckpt.pt
+seed = 0
+# round trip
+best_of_k = 4             # free-run candidates of a sentence
+top_p = 0.9               # nucleus they are drawn from
+generated = 64            # sentences a step (all ranks) that go round
+lambda_dec = 0.7          # the plan's gamma: says the sentence again, and says a paraphrase
+lambda_cycle = 0.2        # the plan's delta: 1 - cos(g(V(x)), g(V(candidate)))
+lambda_copy = 0.1         # the plan's rho: unlikelihood of tokens that complete a copied n-gram
+copy_ngram = 4            # shortest run of tokens that counts as copied
+paraphrase_share = 0.5    # of lambda_dec that goes to paraphrases; 0 is the plan to the letter (only x1 itself)
+# what goes on from P3
+lambda_inv = 0.2
+jitter_prob = 0.5
+max_shift = 2
+blur_sigma = 0.8
+cutout = 6
+lambda_nce = 1.0
+temperature = 0.07
+negatives = 2
+anchors = True
+mask_false_negatives = True
+leave_out = 'colour'
+lambda_spectrum = 0.5
+lambda_tv = 0.1
+lambda_wavelet = 0.1
+lambda_gradkurt = 0.05
+lambda_cov = 0.05
+lambda_var = 0.05
+alpha = 2.0
+prior_samples = 64
+dec_samples = 128         # sentences a step (all ranks) for lambda_dec
+# optimisation
+batch_size = 256          # scenes a step, all ranks together
+grad_accum = 1            # micro-steps, by gradient caching
+learning_rate = 1e-4      # of the decoder
+encoder_scale = 0.2       # encoder and readout learn at this fraction of it
+warmup_steps = 100
+max_steps = 3_000
+lr_steps = 3_000
+weight_decay = 0.01
+grad_clip = 1.0
+ema_decay = 0.999
+eval_every = 500
+log_every = 25
+device = 'auto'
+dtype = 'auto'
+compile = True
+tensorboard = False
+config = runtime.configure(globals())
+
+ROUGE = RougeScorer(['rougeL'])
+
+
+def copied(y, x, n):
+    """Which tokens of y (B, L) complete an n-gram that also stands in x (B, T) -> (B, L) bool."""
+    spans, source = y.unfold(1, n, 1), x.unfold(1, n, 1)                              # (B, L-n+1, n), (B, T-n+1, n)
+    same = (spans[:, :, None] == source[:, None]).all(-1).any(-1)                     # (B, L-n+1)
+    return F.pad(same, (n - 1, 0)) & (y >= data.SPECIALS)
+
+
+def copy_suppression(log_p, y, x, n):
+    """Unlikelihood (Welleck et al. 2020) of copied n-grams: -log(1 - p) at the tokens that complete one, mean over
+    sentences. log_p (B, L, vocab) of the decoder on its own sample y (B, L)."""
+    p = log_p.gather(2, y[:, :, None])[:, :, 0].exp()
+    return (-torch.log1p(-p.clamp(max=1 - 1e-4)) * copied(y, x, n)).sum(1).mean() / y.shape[1]
+
+
+def straight_through(logits, y):
+    """One-hot rows of y (B, L) forward, the softmax of logits (B, L, vocab) backward; padding stays zero."""
+    soft = logits.softmax(-1)
+    hard = F.one_hot(y, logits.shape[-1]).to(soft.dtype)
+    return (hard + soft - soft.detach()) * (y != data.PAD)[:, :, None]
+
+
+@torch.no_grad()
+def candidates(nets, V, z, k, length, top_p, u):
+    """k free-run paraphrases of each canvas, all in one batch -> ids (B, k, length), their cosine with z (B, k).
+    u (B, k, length) uniform numbers."""
+    B = len(V)
+    y = nets['decoder'].generate(V.repeat_interleave(k, 0), z.repeat_interleave(k, 0), length, PARA, top_p, u.flatten(0, 1))
+    z_y = nets['readout'](nets['encoder'](y))
+    return y.unflatten(0, (B, k)), (z_y.unflatten(0, (B, k)) * z[:, None]).sum(-1)
+
+
+def round_trip(nets, x, V, z, k, top_p, u, n):
+    """-> (L_cycle, L_copy) of the best of k candidates of each x (B, T); u (B, k, L)."""
+    for net in nets.values():
+        net.eval()
+    y, cosine = candidates(nets, V.detach(), z.detach(), k, u.shape[2], top_p, u)
+    for net in nets.values():
+        net.train()
+    y = y[torch.arange(len(y), device=y.device), cosine.argmax(1)]                    # (B, L)
+    logits = nets['decoder'](y, V, z, PARA)
+    again = nets['readout'](nets['encoder'](y, soft=straight_through(logits, y)))
+    cycle = 1 - (again * z.detach()).sum(-1).mean()
+    return cycle, copy_suppression(logits.log_softmax(-1), y, x, n)
+
+
+def paraphrase_metrics(texts, originals, cosines):
+    """What P5's gate asks of one way of decoding."""
+    rouge = [ROUGE.score(a, b)['rougeL'].fmeasure for a, b in zip(originals, texts)]
+    return graph_metrics(texts, originals) | {
+        'rouge_l': sum(rouge) / len(rouge), 'cosine': sum(cosines) / len(cosines),
+        'distinct': sum(a != b for a, b in zip(originals, texts)) / len(texts)}
+
+
+@torch.no_grad()
+def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length):
+    """Held-out x (N, T) -> ({way of decoding: metrics}, rows for samples.jsonl). Ways: greedy, one sample, best of k by
+    cosine (the model's own choice), best of k by Graph F1 (an oracle), and copying the input."""
+    originals = [tokenizer.decode(row) for row in x.tolist()]
+    ys, cosines, greedy, greedy_cosine, copy_cosine = [], [], [], [], []
+    generator = torch.Generator().manual_seed(0)
+    for part in x.split(128):
+        u = torch.rand(len(part), k, length, generator=generator).to(x.device)
+        with run.autocast():
+            V = nets['encoder'](part)
+            z = nets['readout'](V)
+            y, cosine = candidates(nets, V, z, k, length, top_p, u)
+            g = nets['decoder'].generate(V, z, length, PARA)
+            greedy_cosine.append((nets['readout'](nets['encoder'](g)) * z).sum(-1))
+        ys.append(y), cosines.append(cosine), greedy.append(g)
+    y, cosine = torch.cat(ys), torch.cat(cosines)
+    texts = [[tokenizer.decode(c) for c in row] for row in y.tolist()]
+    cosine = cosine.tolist()
+    best = [max(range(k), key=row.__getitem__) for row in cosine]
+    truth = [data.parse(text) for text in originals]
+    oracle = [max(range(k), key=lambda c: data.graph_f1(t, data.parse(row[c]))) for t, row in zip(truth, texts)]
+
+    def chosen(index):
+        return paraphrase_metrics([row[i] for row, i in zip(texts, index)], originals, [row[i] for row, i in zip(cosine, index)])
+
+    ways = {'best of k': chosen(best), 'greedy': paraphrase_metrics([tokenizer.decode(r) for r in torch.cat(greedy).tolist()],
+            originals, torch.cat(greedy_cosine).tolist()), 'one sample': chosen([0] * len(texts)), 'oracle of k': chosen(oracle),
+            'copy the input': paraphrase_metrics(originals, originals, [1.0] * len(originals))}
+    ways['best of k']['distinct_candidates'] = sum(len(set(row)) for row in texts) / (k * len(texts))
+    rows = [{'input': o, 'paraphrase': row[i], 'f1': data.graph_f1(t, data.parse(row[i])),
+             'rouge_l': ROUGE.score(o, row[i])['rougeL'].fmeasure, 'cosine': c[i]}
+            for o, t, row, i, c in zip(originals, truth, texts, best, cosine)]
+    return ways, rows
+
+
+def gate(ways, checked):
+    """P5's criteria (DESIGN 8) for the best of k, the other ways of decoding beside it."""
+    m = ways['best of k']
+
+    def beside(key):
+        return ', '.join(f'{way} {values[key]:.2f}' for way, values in ways.items() if way != 'best of k')
+
+    graph = [('Graph F1', '>= 0.85', m['graph_f1'], m['graph_f1'] >= 0.85, beside('graph_f1'))] if checked else []
+    return graph + [('ROUGE-L', '<= 0.55', m['rouge_l'], m['rouge_l'] <= 0.55, beside('rouge_l')),
+                    ('round-trip cosine', '>= 0.90', m['cosine'], m['cosine'] >= 0.90, beside('cosine'))]
+
+
+def main():
+    run = runtime.start('p5', config)
+    previous = runtime.inherit(run, init_from, 'p4', 'python p4_decoder.py')
+    arch = previous['arch']
+    splits, tokenizer = data.load(arch['data'], run)
+    train, val, checked = splits['train'], splits['val'], not arch['data']['corpus']
+    types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
+    nets = {name: net.to(run.device) for name, net in p4_decoder.build(arch, controls=False).items()}
+    encoder, readout, decoder = nets.values()
+    for name, net in nets.items():
+        net.load_state_dict(previous['ema'][name])
+    cell = arch['size'] // arch['query_grid']
+    optimizer = runtime.adamw(nets, learning_rate, weight_decay, scale={'encoder': encoder_scale, 'readout': encoder_scale})
+    ema = runtime.EMA(nets, ema_decay)
+    state = runtime.resume(run, nets, optimizer, ema)
+    start, metrics = (state['step'], state['metrics']) if state else (0, {})
+    evaluations = state['extra']['evaluations'] if state else []
+    runtime.compile_nets(nets, run)
+    parameters = [p for net in nets.values() for p in net.parameters()]
+    x_val, montage = val.fixed(512), tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+    length = min(arch['max_length'], train.width)
+
+    for step in run.steps(start, max_steps):
+        last = step == max_steps
+        if step % eval_every == 0 or last:
+            for net in nets.values():
+                net.eval()
+            with ema.weights():
+                metrics = semantic_metrics(lambda x: embed(encoder, readout, x, run), val)
+                V, z = encode(encoder, x_val, run), embed(encoder, readout, x_val, run)
+                metrics |= canvas_metrics(V, cell) | robustness(encoder, readout, x_val, run, max_shift, blur_sigma, cutout)
+                metrics |= token_metrics(decoder, V, z, x_val, types, concepts, run)
+                shuffled = token_metrics(decoder, p4_decoder.shuffle_canvas(V), z, x_val, types, concepts, run)
+                metrics['shuffle_ce_rise'] = shuffled['ce'] / metrics['ce'] - 1
+                ways, rows = evaluate_paraphrases(nets, x_val, tokenizer, run, best_of_k, top_p, length)
+                pictures = encode(encoder, montage, run)
+            metrics |= ways['best of k']
+            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+            run.log(step, metrics, prefix='val')
+            if run.master:
+                (run.dir / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.samples_table(run.dir)
+                plot.trends(run.dir)
+        if step % eval_every == 0 or last or run.interrupted:
+            runtime.save(run, step, nets, optimizer, ema, metrics, arch,
+                         {'evaluations': evaluations, 'tokenizer': tokenizer.state()})
+        if last:
+            break
+
+        lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['scale']
+        for net in nets.values():
+            net.train()
+        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out)
+        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        u = torch.rand(*views.shape, 7, generator=generator)
+        trips = max(1, generated // batch_size) * batch_size                          # whole scenes, all or some of their rows
+        u_trip = torch.rand(batch_size, trips // batch_size, best_of_k, length, generator=generator)
+        mine = runtime.local_slice(run, batch_size)
+        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
+        u, u_trip = u[mine].to(run.device), u_trip[mine].to(run.device)
+        meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
+        parts = run.world * grad_accum
+        terms = {}
+
+        def forward(part):
+            """(x (n, K, views, T), u, u_trip) -> z (n, K, views, E) and the losses that need no other sentence."""
+            x, u, u_trip = part
+            flat = x.flatten(0, 2)
+            with run.autocast():
+                V = encoder(flat)
+                z = readout(V)
+                jittered = readout(jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout))
+                rows = torch.arange(len(flat), device=flat.device)
+                other = rows ^ 1                                                      # views come in pairs: its paraphrase
+                some = torch.randperm(len(flat), device=flat.device)[:max(1, dec_samples // parts)]
+                again = reconstruction(decoder, V[some], z[some], flat[some])
+                para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if paraphrase_share else z.new_zeros(())
+                tripping = rows.view(x.shape[:3])[:, :u_trip.shape[1], 0].flatten()
+                cycle, copy = round_trip(nets, flat[tripping], V[tripping], z[tripping], best_of_k, top_p, u_trip.flatten(0, 1),
+                                         copy_ngram)
+            z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
+            inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()
+            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha), again=again, para=para, inv=inv,
+                         cycle=cycle, copy=copy)
+            dec = (1 - paraphrase_share) * again + paraphrase_share * para
+            return z, (priors.image_prior_loss(terms, weights(config)) + lambda_inv * inv + lambda_dec * dec
+                       + lambda_cycle * cycle + lambda_copy * copy)
+
+        def loss_of_all(z):
+            Z = runtime.gather(z, run)
+            return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives), None
+
+        if grad_accum == 1:
+            z, local = forward((x, u, u_trip))
+            nce, _ = loss_of_all(z)
+            (nce + local).backward()
+        else:
+            nce, _ = cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, u_trip)))), loss_of_all)
+        runtime.average_gradients(nets, run)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(step)
+        if step % log_every == 0:
+            run.log(step, {'loss': nce, 'nce': nce, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+
+    with ema.weights():
+        print_sets(run, held_out_sets(lambda x: embed(encoder, readout, x, run), splits))
+    for way, m in ways.items():
+        run.say(f"{way:16s} Graph F1 {m['graph_f1']:.3f}  exact {m['graph_exact']:.3f}  ROUGE-L {m['rouge_l']:.3f}  "
+                f"cosine {m['cosine']:.3f}  not the input {m['distinct']:.3f}  unreadable {m['unreadable']:.3f}")
+    for row in rows[:8]:
+        run.say(f"  {row['input']}\n    -> {row['paraphrase']}   F1 {row['f1']:.2f}  ROUGE-L {row['rouge_l']:.2f}  cosine {row['cosine']:.2f}")
+    runtime.write_gate(run, gate(ways, checked))
+
+
+if __name__ == '__main__':
+    main()
