@@ -355,16 +355,18 @@ def parse(text):
         if kind not in ('the', 'number', 'size', 'colour', 'noun') and (size or colour or determined):
             return None                                          # a noun phrase was broken off
         if kind in ('the', 'number'):
-            if colour or size or (number and kind == 'number'):
-                return None
+            if colour or size or number or (determined and kind == 'the'):
+                return None                                      # "the two" is the only pair, in this order
             determined, number = True, value or number
-        elif kind == 'size':
+        elif kind == 'size' and not size:
             size = value
-        elif kind == 'colour':
+        elif kind == 'colour' and not colour:
             colour = value
+        elif kind in ('size', 'colour'):
+            return None                                          # "a red blue cube"
         elif kind == 'noun':
             shape, plural = value
-            if not colour or not determined or (number or (2 if plural else 1)) > 1 != plural:
+            if not colour or not determined or ((number or (2 if plural else 1)) > 1) != plural:
                 return None
             if plural and not number:
                 return None                                      # "the cubes": how many?
@@ -566,7 +568,7 @@ def render_split(split, scenes, seed):
 
 
 def _pack(lines, count, tokenizer, max_length):
-    """Lines -> tokens (S, F, R, T) uint16 and lengths (S, F, R) uint8; T a multiple of 8."""
+    """Lines -> tokens (S, F, R, T) uint16 and lengths (S, F, R) int16; T a multiple of 8 or max_length."""
     S, F = count.shape
     flat, lengths = tokenizer.encode_lines(lines)
     empty = np.array([not line for line in lines])
@@ -574,12 +576,12 @@ def _pack(lines, count, tokenizer, max_length):
     lengths = np.where(empty, 0, lengths)
     if lengths.max() > max_length:
         runtime.fail(f'a sentence has {lengths.max()} tokens, more than max_length {max_length}: {lines[int(lengths.argmax())][:60]!r}')
-    T = -(-int(lengths.max()) // 8) * 8
+    T = min(max_length, -(-int(lengths.max()) // 8) * 8)
     column = np.arange(T)
     starts = (ends - np.where(empty, 1, lengths))[:, None]
     inside = column < lengths[:, None]
     x = np.where(inside, flat[np.minimum(starts + column, len(flat) - 1)], PAD).astype(np.uint16)
-    return x.reshape(S, F, -1, T), lengths.astype(np.uint8).reshape(S, F, -1)
+    return x.reshape(S, F, -1, T), lengths.astype(np.int16).reshape(S, F, -1)
 
 
 class Corpus:
@@ -603,10 +605,11 @@ class Corpus:
         return torch.randint(self.size, (n,), generator=generator), generator
 
     def renderings(self, scenes, variants, generator, form='any'):
-        """Two different renderings (r1, r2) of each variant, as far as it has two. form: 'any', 'free', 'canonical'."""
+        """Two different renderings (r1, r2) of each variant, as far as it has two. form: 'any', 'free', 'canonical' (any,
+        where the corpus has no canonical form)."""
         count = self.count[scenes, variants].long().clamp(min=1)
         first = self.canonical if form == 'free' else 0
-        count = torch.full_like(count, self.canonical) if form == 'canonical' else count - first
+        count = torch.full_like(count, self.canonical) if form == 'canonical' and self.canonical else count - first
         u = torch.rand(2, *count.shape, generator=generator)
         r1 = (u[0] * count).long()
         r2 = (r1 + 1 + (u[1] * (count - 1)).long()) % count
@@ -634,8 +637,8 @@ class Corpus:
     def fixed(self, n=None, variant=0, rendering=-1):
         """One sentence a scene, always the same: token ids (n, T')."""
         scenes = torch.arange(min(n or self.size, self.size))
-        constant = torch.zeros_like(scenes)
-        return self.take(scenes, constant + variant, constant + rendering % self.tokens.shape[2])
+        return self.take(scenes, torch.full_like(scenes, variant),
+                         rendering % self.count[scenes, variant].long().clamp(min=1))
 
 
 def _folder(config):
@@ -653,6 +656,8 @@ def prepare(folder, config, say=print):
     """Render (or read) the corpus, train the tokenizer, write arrays.npz, tokenizer.json and eval_pack.jsonl. The folder
     appears under its name only when it is complete."""
     began = time.time()
+    if config['vocab_size'] > 32768:
+        runtime.fail(f"--vocab_size={config['vocab_size']}: at most 32768, ids are 16-bit on the device")
     if config['corpus']:
         parts = read_corpus(config['corpus'], say)
     else:
@@ -693,7 +698,8 @@ def write_eval_pack(path, lines, count):
 
 
 def read_corpus(path, say=print):
-    """A corpus of your own -> {'train': (lines, count, meanings, 0), 'val': ...}; every tenth row is held out.
+    """A corpus of your own -> {'train': (lines, count, meanings, 0), 'val': ...}; every tenth row is held out,
+    and a sentence that comes again goes where it went first.
 
     .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or {family: [str]}};
     the last two may be missing. Read line by line; a bad line is reported with its number and left out. Sentences that
@@ -714,12 +720,15 @@ def read_corpus(path, say=print):
         say(f'bad line left out: {line}')
     if len(bad) > 10:
         say(f'... and {len(bad) - 10} more bad lines')
-    if len(rows) < 20:
-        runtime.fail(f'--corpus={path}: only {len(rows)} good sentences of {len(rows) + len(bad)} lines; at least 20 are needed')
+    home = {}                                # original -> is it held out?
+    for row in rows:
+        home.setdefault(row[0][0], len(home) % 10 == 0)
+    if len(home) < 20:
+        runtime.fail(f'--corpus={path}: only {len(home)} different good sentences on {len(rows) + len(bad)} lines; at least 20 are needed')
     per = min(8, max(len(group) for row in rows for group in row))
     parts = {}
     for split in ('train', 'val'):
-        mine = [row for k, row in enumerate(rows) if (k % 10 == 0) == (split == 'val')]
+        mine = [row for row in rows if home[row[0][0]] == (split == 'val')]
         count = np.zeros((len(mine), len(VARIANTS)), np.uint8)
         meanings = np.zeros((len(mine), len(VARIANTS)), np.int64)
         lines = []
@@ -739,18 +748,24 @@ def _parse_line(text, path):
     if not text.strip():
         return None
     if str(path).endswith('.jsonl'):
-        row = json.loads(text)
+        try:
+            row = json.loads(text)
+        except RecursionError:
+            raise ValueError('brackets in brackets without end') from None
         if not isinstance(row, dict) or not isinstance(row.get('original'), str):
             raise ValueError('no "original" sentence')
-        negatives = row.get('counterfactuals', [])
-        negatives = list(negatives.values()) if isinstance(negatives, dict) else [[n] for n in negatives]
-        groups = [[row['original'], *row.get('paraphrases', [])], *negatives[:len(FAMILIES)]]
+        paraphrases, negatives = ([] if row.get(key) is None else row[key] for key in ('paraphrases', 'counterfactuals'))
+        if isinstance(negatives, dict):                          # our families have their places, others fill the gaps
+            others = iter([group for name, group in negatives.items() if name not in FAMILIES])
+            negatives = [negatives[name] if name in negatives else next(others, []) for name in FAMILIES]
+        else:
+            negatives = [[n] for n in negatives] if isinstance(negatives, list) else [negatives]
+        if not all(isinstance(group, list) and all(isinstance(s, str) for s in group) for group in (paraphrases, *negatives)):
+            raise ValueError('paraphrases and counterfactuals must be lists of sentences')
+        groups = [[row['original'], *paraphrases], *negatives[:len(FAMILIES)]]
     else:
         groups = [[text]]
-    try:
-        groups = [[sentence for sentence in map(normalize, group) if sentence] for group in groups]
-    except (TypeError, AttributeError):
-        raise ValueError('paraphrases and counterfactuals must be lists of sentences') from None
+    groups = [[sentence for sentence in map(normalize, group) if sentence] for group in groups]
     if not groups[0]:
         raise ValueError('no words')
     if any(len(sentence) > 2000 for group in groups for sentence in group):

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-DEMEAN=1
 PAD, BOS, EOS, PARA = 0, 1, 2, 3                     # as in data.py
 
 
@@ -155,7 +154,7 @@ class TextEncoder(nn.Module):
             for block in self.cross:
                 q, weights = block(q, *block.attention.keys_values(h), mask, maps)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
-            V = self.paint(q - (q.mean((2, 3), keepdim=True) if DEMEAN else 0))     # a stroke common to all places would be a lattice
+            V = self.paint(q)
         V = V.float() if self.smooth is None else (V + self.smooth(V)).float()
         return (V, weights) if maps else V
 

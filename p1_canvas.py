@@ -49,7 +49,13 @@ lambda_wavelet = 0.1
 lambda_gradkurt = 0.05
 lambda_cov = 0.05
 lambda_var = 0.05
+lambda_common = 1.0       # ours: no picture common to all sentences; 0 is the plan
+lambda_lattice = 0.05     # ours: the grid of queries does not show through; 0 is the plan
 lambda_rec = 1.0          # cross-entropy of reading the sentence from V; 0 is the plan to the letter
+prior_gate = 0.5          # nats a token: the priors come in once V is read this well (reading first, LOG.md); 0: at once
+prior_ramp = 100          # steps over which they come in
+canvas_noise = 0.3        # sd of the noise on V that the throwaway decoder reads through: without it the priors press what
+                          # depends on the sentence down to 5% of the canvas
 alpha = 2.0               # target slope of the spectrum
 prior_samples = 64        # canvases a step (all ranks) that the priors see: a per-sample mean needs no more
 blur_steps = 0            # blur V before the priors for so many steps (the plan's warm-up, sigma 0.8 px)
@@ -85,8 +91,13 @@ def prior_input(V, step, blur_steps, coordinate_steps):
 
 
 def weights(config):
-    """The weights of the six priors out of a phase's config."""
+    """The weights of the priors out of a phase's config."""
     return {name: config[f'lambda_{name}'] for name in priors.PRIORS}
+
+
+def noisy(V, sd):
+    """V as the throwaway decoder reads it. Channels have unit variance, so sd is one over the signal-to-noise ratio."""
+    return V + sd * torch.randn_like(V) if sd else V
 
 
 def reconstruction(decoder, V, z, x, start=BOS):
@@ -208,8 +219,12 @@ def main():
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
-    start, metrics, evaluations = (state['step'], state['metrics'], state['extra']['evaluations']) if state else (0, {}, [])
+    start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
+    evaluations = extra.get('evaluations', [])
+    came_in = extra.get('came_in', None if lambda_rec and prior_gate else 0)      # step at which the priors came in
+    rec_mean = torch.tensor(extra.get('rec_mean', 10.0), device=run.device)
     runtime.compile_nets(nets, run)
+    cell = size // query_grid
     parameters = [p for net in nets.values() for p in net.parameters()]
     montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
 
@@ -219,7 +234,7 @@ def main():
             for net in nets.values():
                 net.eval()
             with ema.weights():
-                metrics, V = evaluate(encoder, decoder if lambda_rec else None, val, types, concepts, run, size // query_grid)
+                metrics, V = evaluate(encoder, decoder if lambda_rec else None, val, types, concepts, run, cell)
                 pictures = encode(encoder, montage, run)
             evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
             run.log(step, metrics, prefix='val')
@@ -228,7 +243,8 @@ def main():
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
-                         {'evaluations': evaluations, 'tokenizer': tokenizer.state()})
+                         {'evaluations': evaluations, 'came_in': came_in, 'rec_mean': rec_mean.item(),
+                          'tokenizer': tokenizer.state()})
         if last:
             break
 
@@ -239,21 +255,27 @@ def main():
             net.train()
         x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size)]
         seen = max(1, prior_samples // (run.world * grad_accum))
+        ramp = 0.0 if came_in is None else min(1.0, (step - came_in + 1) / prior_ramp)
         for part in x.chunk(grad_accum):
             with run.autocast():
                 V = encoder(part)
-                rec = reconstruction(decoder, V, None, part) if lambda_rec else V.new_zeros(())
-            terms = priors.image_prior_terms(prior_input(V[:seen], step, blur_steps, coordinate_steps), alpha)
+                rec = reconstruction(decoder, noisy(V, canvas_noise * ramp), None, part) if lambda_rec else V.new_zeros(())
+            terms = priors.image_prior_terms(prior_input(V[:seen], step, blur_steps, coordinate_steps), alpha, cell)
             image = priors.image_prior_loss(terms, weights(config))
-            loss = image + lambda_rec * rec
+            loss = ramp * image + lambda_rec * rec
             (loss / grad_accum).backward()
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
+        rec_mean.lerp_(rec.detach(), 0.1)
         if step % log_every == 0:
             run.log(step, {'loss': loss, 'image': image, 'rec': rec, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+            runtime.mean_over_ranks(rec_mean, run)
+            if came_in is None and (rec_mean.item() < prior_gate or step >= lr_steps // 2):
+                came_in = step + 1
+                run.say(f'step {step}: the sentence is read from the canvas at {rec_mean.item():.2f} nats a token; the priors come in')
 
     runtime.write_gate(run, canvas_gate(evaluations))
 

@@ -19,7 +19,7 @@ import priors
 import runtime
 from model import Readout
 import p1_canvas
-from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
+from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, noisy, reconstruction, token_metrics, weights
 
 out_dir = 'out/p2'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p1/ckpt.pt'   # the phase before
@@ -46,7 +46,10 @@ lambda_wavelet = 0.1
 lambda_gradkurt = 0.05
 lambda_cov = 0.05
 lambda_var = 0.05
+lambda_common = 1.0
+lambda_lattice = 0.05
 lambda_rec = 1.0          # the throwaway decoder goes on reading V; 0 is the plan to the letter
+canvas_noise = 0.3        # sd of the noise on V that it reads through
 alpha = 2.0
 prior_samples = 64        # canvases a step (all ranks) that the priors see
 rec_samples = 128         # sentences a step (all ranks) that the throwaway decoder reads
@@ -334,8 +337,8 @@ def main():
                 V = encoder(flat)
                 z = readout(V)
                 some = torch.randperm(len(flat), device=flat.device)[:max(1, rec_samples // parts)]
-                rec = reconstruction(decoder, V[some], None, flat[some]) if lambda_rec else V.new_zeros(())
-            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha), rec=rec)
+                rec = reconstruction(decoder, noisy(V[some], canvas_noise), None, flat[some]) if lambda_rec else V.new_zeros(())
+            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha, cell), rec=rec)
             local = priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec
             return z.unflatten(0, x.shape[:3]), local
 

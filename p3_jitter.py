@@ -15,7 +15,7 @@ import data
 import plot
 import priors
 import runtime
-from p1_canvas import GATED, canvas_gate, encode, reconstruction, weights
+from p1_canvas import GATED, canvas_gate, encode, noisy, reconstruction, weights
 from p2_contrast import (build, cached_backward, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
                          semantic_metrics)
 
@@ -42,7 +42,10 @@ lambda_wavelet = 0.1
 lambda_gradkurt = 0.05
 lambda_cov = 0.05
 lambda_var = 0.05
+lambda_common = 1.0
+lambda_lattice = 0.05
 lambda_rec = 1.0          # 0 is the plan to the letter
+canvas_noise = 0.3
 alpha = 2.0
 prior_samples = 64
 rec_samples = 128
@@ -194,10 +197,10 @@ def main():
                 T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
                 jittered = readout(T_V).unflatten(0, x.shape[:3])
                 some = torch.randperm(len(flat), device=flat.device)[:max(1, rec_samples // parts)]
-                rec = reconstruction(decoder, T_V[some], None, flat[some]) if lambda_rec else V.new_zeros(())
+                rec = reconstruction(decoder, noisy(T_V[some], canvas_noise), None, flat[some]) if lambda_rec else V.new_zeros(())
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
-            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha), rec=rec, inv=inv)
+            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha, cell), rec=rec, inv=inv)
             return z, priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec + lambda_inv * inv
 
         def loss_of_all(z):

@@ -57,6 +57,8 @@ lambda_wavelet = 0.1
 lambda_gradkurt = 0.05
 lambda_cov = 0.05
 lambda_var = 0.05
+lambda_common = 1.0
+lambda_lattice = 0.05
 alpha = 2.0
 prior_samples = 64
 dec_samples = 128         # sentences a step (all ranks) for lambda_dec
@@ -268,7 +270,7 @@ def main():
                                          copy_ngram)
             z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()
-            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha), again=again, para=para, inv=inv,
+            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha, cell), again=again, para=para, inv=inv,
                          cycle=cycle, copy=copy)
             dec = (1 - paraphrase_share) * again + paraphrase_share * para
             return z, (priors.image_prior_loss(terms, weights(config)) + lambda_inv * inv + lambda_dec * dec

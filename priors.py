@@ -1,4 +1,4 @@
-"""What makes a canvas look like a picture: six differentiable priors, and the statistics they are judged by.
+"""What makes a canvas look like a picture: eight differentiable priors, and the statistics they are judged by.
 
     spectrum   power falls as 1/f^2             Field 1987; van der Schaaf & van Hateren 1996
     tv         neighbouring pixels agree        Rudin, Osher & Fatemi 1992
@@ -6,6 +6,9 @@
     gradkurt   heavy-tailed gradients           Huang & Mumford 1999
     cov        channels say different things    Zbontar et al. 2021 (Barlow Twins); Bardes et al. 2022 (VICReg)
     var        each channel keeps its scale     Bardes et al. 2022, here two-sided
+
+Two more are ours and not the plan's (a weight of 0 is the plan). They hold what a set of photographs has and a network
+that paints loses: no picture common to all (common), and no grid of queries showing through (lattice).
 
 A canvas V is (B, C, H, W), of any float dtype. Every function that takes one raises ValueError unless it has four
 dimensions, and computes in float32 (float64 stays) outside autocast. Every loss is a scalar and a mean over samples,
@@ -17,7 +20,7 @@ from functools import lru_cache, wraps
 import torch
 import torch.nn.functional as F
 
-PRIORS = ('spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var')
+PRIORS = ('spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var', 'common', 'lattice')
 EPS = 1e-8  # a variance this small is a flat canvas; it keeps 0/0 and log 0, and their gradients, finite
 DB2 = (-0.12940952255126037, 0.2241438680420134, 0.8365163037378079, 0.48296291314453416)  # low-pass, Daubechies 1988
 
@@ -223,15 +226,51 @@ def gaussian_blur(V, sigma):
 
 
 @in_float32
-def image_prior_terms(V, alpha=2.0):
-    """The six losses, {name: scalar} in the order of PRIORS; safe inside autocast."""
-    return {'spectrum': spectrum_loss(V, alpha), 'tv': tv_loss(V), 'wavelet': wavelet_loss(V),
-            'gradkurt': gradkurt_loss(V), 'cov': cov_loss(V), 'var': var_loss(V)}
+@in_float32
+def common_loss(V):
+    """What the canvases of unrelated sentences share, mean <V_i, V_j> a pixel over disjoint pairs of rows; scalar.
+
+    Its expectation is |E V|^2, each channel's mean removed: 0 for natural images, whose mean picture is flat. An even
+    number of rows is used, so splitting a batch into even parts never changes it; it can be negative on a small batch.
+    """
+    V = V - V.mean((2, 3), keepdim=True)
+    pairs = len(V) // 2
+    return (V[0:2 * pairs:2] * V[1:2 * pairs:2]).mean() if pairs else V.sum() * 0
 
 
-def image_prior_loss(terms, weights):
-    """Weighted sum of image_prior_terms(V) by weights {name: float}, scalar. Raises KeyError for an unknown name."""
-    return sum(weight * terms[name] for name, weight in weights.items())
+@lru_cache
+def lattice_bins(H, W, cell, device):
+    """Bins (N,) of the flattened rfft2 at multiples of the lattice frequency, without DC, and the 16 bins (N, 16) on the
+    square ring at distance 2 around each: a peak under Hann is three bins wide. Negative columns are mirrored."""
+    peaks = torch.cartesian_prod(torch.arange(0, H, H // cell), torch.arange(0, W // 2 + 1, W // cell))[1:]   # (N, 2)
+    ring = torch.tensor([(y, x) for y in range(-2, 3) for x in range(-2, 3) if max(abs(y), abs(x)) == 2])
+    y, x = ((peaks[:, None] + ring) % torch.tensor([H, W])).unbind(-1)                      # (N, 16)
+    y, x = torch.where(x > W // 2, -y % H, y), torch.where(x > W // 2, W - x, x)            # P(-k) = P(k)
+    width = W // 2 + 1
+    return (peaks[:, 0] * width + peaks[:, 1]).to(device), (y * width + x).to(device)
+
+
+def lattice_power(V, cell):
+    """Power (B, C, N) at the lattice frequencies and (B, C, N, 16) around them, or None where no lattice can be told:
+    cell = 1, or fewer than four periods. Raises ValueError unless cell divides H and W."""
+    H, W = V.shape[2:]
+    if cell < 1 or H % cell or W % cell:
+        raise ValueError(f'cell must divide the canvas, got {cell} for {H} x {W}')
+    if cell == 1 or min(H, W) < 4 * cell:
+        return None
+    # Hann, or the borders of any photograph raise the bins on the two axes 2.5-fold over those beside them.
+    power = torch.fft.rfft2(apply_window(standardise(V), hann=True), norm='ortho').abs().square().flatten(2)
+    peaks, around = lattice_bins(H, W, cell, V.device)
+    return power[..., peaks], power[..., around]
+
+
+@in_float32
+def lattice_loss(V, cell):
+    """Power at the frequencies of the query grid over the power around them; scalar, about 1 without a lattice.
+
+    The radial spectrum cannot see the grid: its few bins are a twentieth of their rings. A per-sample mean."""
+    powers = lattice_power(V, cell)
+    return V.sum() * 0 if powers is None else (powers[0] / (powers[1].mean(-1) + EPS)).mean()
 
 
 @torch.no_grad()
@@ -239,26 +278,29 @@ def image_prior_loss(terms, weights):
 def lattice_energy(V, cell):
     """How far a dot lattice of period `cell` pixels stands out of the spectrum; scalar, about 1 without one.
 
-    Power at each multiple of the lattice frequency over the power around it; the largest ratio. A canvas painted by a
-    grid of queries, each upsampled to cell x cell pixels, shows that grid here and in no other number. Returns 1 where
-    no lattice can be told: cell = 1, or fewer than four periods. Blind to flat blocks, whose spectrum is zero at just
-    these frequencies. Wants B*C >= 100: the largest of 15 ratios is 1.2 by chance alone there, and 1.5 at B*C = 16.
-    Raises ValueError unless cell divides H and W.
+    Batch mean of the power at each multiple of the lattice frequency over the power around it; the largest ratio. A
+    canvas painted by a grid of queries, each painting cell x cell pixels, shows that grid here and in no other number.
+    Returns 1 where no lattice can be told (lattice_power). Blind to flat blocks, whose spectrum is zero at just these
+    frequencies. Wants B*C >= 100: the largest of 15 ratios is 1.2 by chance alone there, and 1.5 at B*C = 16.
     """
-    H, W = V.shape[2:]
-    if cell < 1 or H % cell or W % cell:
-        raise ValueError(f'cell must divide the canvas, got {cell} for {H} x {W}')
-    if cell == 1 or min(H, W) < 4 * cell:
+    powers = lattice_power(V, cell)
+    if powers is None:
         return V.new_ones(())
-    # Hann, or the borders of any photograph raise the bins on the two axes 2.5-fold over those beside them.
-    power = torch.fft.fft2(apply_window(standardise(V), hann=True), norm='ortho').abs().square()  # (B, C, H, W)
-    log_P = (power.mean((0, 1)) + EPS).log()  # (H, W)
-    # A peak under Hann is three bins wide, so its neighbours are the square ring of 16 bins at distance 2. Averaging
-    # their log (a geometric mean) is fair to 1/f^α for every α: log f is harmonic, its mean over a ring is its centre.
-    ring = torch.tensor([(y, x) for y in range(-2, 3) for x in range(-2, 3) if max(abs(y), abs(x)) == 2])
-    peaks = torch.cartesian_prod(torch.arange(0, H, H // cell), torch.arange(0, W, W // cell))[1:]  # (N, 2), without DC
-    around = (peaks[:, None] + ring) % torch.tensor([H, W])  # (N, 16, 2); the spectrum is periodic
-    return (log_P[peaks[:, 0], peaks[:, 1]] - log_P[around[..., 0], around[..., 1]].mean(1)).max().exp()
+    peak, around = ((power.mean((0, 1)) + EPS).log() for power in powers)
+    # Averaging logs (a geometric mean) is fair to 1/f^α for every α: log f is harmonic, its mean over a ring is its centre.
+    return (peak - around.mean(-1)).max().exp()
+
+
+def image_prior_terms(V, alpha=2.0, cell=1):
+    """The eight losses, {name: scalar} in the order of PRIORS; cell as in lattice_loss. Safe inside autocast."""
+    return {'spectrum': spectrum_loss(V, alpha), 'tv': tv_loss(V), 'wavelet': wavelet_loss(V),
+            'gradkurt': gradkurt_loss(V), 'cov': cov_loss(V), 'var': var_loss(V),
+            'common': common_loss(V), 'lattice': lattice_loss(V, cell)}
+
+
+def image_prior_loss(terms, weights):
+    """Weighted sum of image_prior_terms(V) by weights {name: float}, scalar. Raises KeyError for an unknown name."""
+    return sum(weight * terms[name] for name, weight in weights.items())
 
 
 @torch.no_grad()

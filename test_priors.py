@@ -15,7 +15,7 @@ from priors import (
     image_prior_terms, lattice_energy, radial_power, spectrum_loss, spectrum_slope, standardise, statistics, tv_loss,
     var_loss, wavelet_bands, wavelet_loss)
 
-WEIGHTS = dict(zip(PRIORS, (0.5, 0.1, 0.1, 0.05, 0.05, 0.05)))
+WEIGHTS = dict(zip(PRIORS[:6], (0.5, 0.1, 0.1, 0.05, 0.05, 0.05)))      # the plan's
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -270,11 +270,12 @@ def test_gradient_by_finite_differences(name):
 
 def test_terms_are_the_losses_and_the_sum_is_weighted():
     V = power_law(1.0, B=4)
-    terms = image_prior_terms(V, alpha=1.5)
+    terms = image_prior_terms(V, alpha=1.5, cell=4)
     assert tuple(terms) == PRIORS
-    expected = {**{name: getattr(priors, f'{name}_loss')(V) for name in PRIORS}, 'spectrum': spectrum_loss(V, 1.5)}
+    expected = {name: getattr(priors, f'{name}_loss')(V) for name in PRIORS[1:-1]}
+    expected |= {'spectrum': spectrum_loss(V, 1.5), 'lattice': priors.lattice_loss(V, 4)}
     assert all(terms[name].shape == () and torch.equal(terms[name], expected[name]) for name in PRIORS)
-    total = sum(WEIGHTS[name] * terms[name].item() for name in PRIORS)
+    total = sum(WEIGHTS[name] * terms[name].item() for name in WEIGHTS)
     assert image_prior_loss(terms, WEIGHTS).item() == pytest.approx(total, rel=1e-6)
     with pytest.raises(KeyError):
         image_prior_loss(terms, {'spectrun': 1.0})
@@ -283,7 +284,7 @@ def test_terms_are_the_losses_and_the_sum_is_weighted():
 def test_splitting_a_batch_never_changes_the_objective():
     V = torch.cat([power_law(2.0, B=4), 3 * power_law(0.0, B=4)])  # halves that differ in every term
     V[4:, 1] = V[4:, 0]
-    whole, first, second = (image_prior_terms(part) for part in (V, V[:4], V[4:]))
+    whole, first, second = (image_prior_terms(part, cell=4) for part in (V, V[:4], V[4:]))
     for name in PRIORS:
         assert whole[name].item() == pytest.approx((first[name].item() + second[name].item()) / 2, rel=1e-5), name
 
@@ -424,3 +425,24 @@ def test_lattice_of_the_other_period_is_not_mistaken():
 
 def test_photographs_have_little_lattice(photographs):
     assert lattice_energy(photographs, 4) < 2
+
+
+def test_common_is_the_power_of_the_mean_picture():
+    shared, own = power_law(2.0, B=1), power_law(2.0, B=256)
+    V = shared + own
+    expected = shared.var((2, 3), unbiased=False).mean().item()
+    assert priors.common_loss(V).item() == pytest.approx(expected, rel=0.35)        # 128 pairs of a noisy product
+    assert abs(priors.common_loss(own).item()) < 0.2 * expected
+    assert priors.common_loss(shared.expand(4, -1, -1, -1)).item() == pytest.approx(expected, rel=1e-4)
+    assert priors.common_loss(V + 7).item() == pytest.approx(priors.common_loss(V).item(), rel=1e-3)
+    assert priors.common_loss(V[:1]).item() == 0
+
+
+def test_lattice_loss_is_one_on_fields_and_sees_a_grid():
+    V = standardise(power_law(2.0, B=64))
+    dots = torch.zeros(32, 32)
+    dots[::4, ::4] = 1
+    plain, dotted = priors.lattice_loss(V, 4).item(), priors.lattice_loss(V + dots, 4).item()
+    assert 0.7 < plain < 1.3
+    assert dotted > 3 * plain
+    assert priors.lattice_loss(V, 1).item() == 0
