@@ -617,11 +617,12 @@ class Corpus:
 
     def negatives(self, scenes, k, generator, hardest=True, without=''):
         """k different families for each scene -> variants (n, k) and valid (n, k). With `hardest` the argument swap comes
-        first where the scene has one (DESIGN 9: without it in the batch nothing learns direction). `without` names a
-        family that is left out, to see whether the others teach it."""
+        first where the scene has one (without it in the batch nothing learns direction) and the attribute swap next more
+        often than not. `without` names a family that is left out, to see whether the others teach it."""
         score = torch.rand(len(scenes), len(FAMILIES), generator=generator)
         if hardest:
-            score[:, FAMILIES.index('argument swap')] += 1.0
+            score[:, FAMILIES.index('argument swap')] += 2.0
+            score[:, FAMILIES.index('attribute swap')] += 0.5
         score = score.masked_fill(self.count[scenes, 1:] == 0, -1.0)
         if without:
             score[:, FAMILIES.index(without)] = -1.0
@@ -724,7 +725,8 @@ def read_corpus(path, say=print):
     for row in rows:
         home.setdefault(row[0][0], len(home) % 10 == 0)
     if len(home) < 20:
-        runtime.fail(f'--corpus={path}: only {len(home)} different good sentences on {len(rows) + len(bad)} lines; at least 20 are needed')
+        runtime.fail(f'--corpus={path}: only {len(home)} different good sentences on {len(rows) + len(bad)} lines; '
+                     'at least 20 are needed')
     per = min(8, max(len(group) for row in rows for group in row))
     parts = {}
     for split in ('train', 'val'):
@@ -754,13 +756,13 @@ def _parse_line(text, path):
             raise ValueError('brackets in brackets without end') from None
         if not isinstance(row, dict) or not isinstance(row.get('original'), str):
             raise ValueError('no "original" sentence')
-        paraphrases, negatives = ([] if row.get(key) is None else row[key] for key in ('paraphrases', 'counterfactuals'))
+        paraphrases, negatives = ([] if row.get(k) is None else row[k] for k in ('paraphrases', 'counterfactuals'))
         if isinstance(negatives, dict):                          # our families have their places, others fill the gaps
             others = iter([group for name, group in negatives.items() if name not in FAMILIES])
             negatives = [negatives[name] if name in negatives else next(others, []) for name in FAMILIES]
         else:
             negatives = [[n] for n in negatives] if isinstance(negatives, list) else [negatives]
-        if not all(isinstance(group, list) and all(isinstance(s, str) for s in group) for group in (paraphrases, *negatives)):
+        if not all(isinstance(g, list) and all(isinstance(s, str) for s in g) for g in (paraphrases, *negatives)):
             raise ValueError('paraphrases and counterfactuals must be lists of sentences')
         groups = [[row['original'], *paraphrases], *negatives[:len(FAMILIES)]]
     else:
@@ -834,7 +836,7 @@ def main():
     if not corpus:
         show(complexity, seed)
     splits, tokenizer = load({'corpus': corpus, 'num_scenes': num, 'complexity': complexity, 'data_seed': seed,
-                              'vocab_size': vocab_size, 'max_length': 64})
+                              'vocab_size': vocab_size, 'max_length': 64 if complexity < 3 else 80})
     for split, part in splits.items():
         lengths = part.lengths[part.lengths > 0].float()
         print(f'{split:12s} {part.size:7d} scenes, {len(lengths):8d} sentences, '

@@ -155,7 +155,7 @@ class TextEncoder(nn.Module):
                 q, weights = block(q, *block.attention.keys_values(h), mask, maps)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
             V = self.paint(q)
-        V = V.float() if self.smooth is None else (V + self.smooth(V)).float()
+        V = (V if self.smooth is None else V + self.smooth(V)).float()
         return (V, weights) if maps else V
 
 

@@ -17,7 +17,7 @@ import priors
 import runtime
 from p1_canvas import GATED, canvas_gate, encode, noisy, reconstruction, weights
 from p2_contrast import (build, cached_backward, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
-                         semantic_metrics)
+                         semantic_metrics, spread)
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p2/ckpt.pt'   # the phase before
@@ -35,7 +35,7 @@ temperature = 0.07
 negatives = 2
 anchors = True
 mask_false_negatives = True
-leave_out = 'colour'
+leave_out = 'count'
 lambda_spectrum = 0.5
 lambda_tv = 0.1
 lambda_wavelet = 0.1
@@ -196,7 +196,7 @@ def main():
                 z = readout(V)
                 T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
                 jittered = readout(T_V).unflatten(0, x.shape[:3])
-                some = torch.randperm(len(flat), device=flat.device)[:max(1, rec_samples // parts)]
+                some = spread(x.shape, rec_samples // parts, x.device)
                 rec = reconstruction(decoder, noisy(T_V[some], canvas_noise), None, flat[some]) if lambda_rec else V.new_zeros(())
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2

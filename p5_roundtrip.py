@@ -22,7 +22,7 @@ import priors
 import runtime
 from model import PARA
 from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
-from p2_contrast import cached_backward, contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_metrics
+from p2_contrast import cached_backward, contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_metrics, spread
 from p3_jitter import jitter, robustness
 from p4_decoder import graph_metrics
 
@@ -50,7 +50,7 @@ temperature = 0.07
 negatives = 2
 anchors = True
 mask_false_negatives = True
-leave_out = 'colour'
+leave_out = 'count'
 lambda_spectrum = 0.5
 lambda_tv = 0.1
 lambda_wavelet = 0.1
@@ -262,7 +262,7 @@ def main():
                 jittered = readout(jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout))
                 rows = torch.arange(len(flat), device=flat.device)
                 other = rows ^ 1                                                      # views come in pairs: its paraphrase
-                some = torch.randperm(len(flat), device=flat.device)[:max(1, dec_samples // parts)]
+                some = spread(x.shape, dec_samples // parts, x.device)
                 again = reconstruction(decoder, V[some], z[some], flat[some])
                 para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if paraphrase_share else z.new_zeros(())
                 tripping = rows.view(x.shape[:3])[:, :u_trip.shape[1], 0].flatten()
