@@ -129,7 +129,8 @@ def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out):
     """The indices of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K). Column 0 is the scene
     itself; a family that does not apply is filled with it and marked invalid."""
     scenes, generator = corpus.draw(n, seed, step)
-    extra, valid = corpus.negatives(scenes, negatives, generator, without=leave_out)
+    # Until direction is learnt every scene brings its argument swap; after that all families have the same chance.
+    extra, valid = corpus.negatives(scenes, negatives, generator, hardest=stage < 3, without=leave_out)
     variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)
     valid = torch.cat((torch.ones(n, 1, dtype=torch.bool), valid), dim=1)
     scenes = scenes[:, None].expand_as(variants)

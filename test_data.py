@@ -643,14 +643,14 @@ def bad_numbers(said, path):
 def test_text_corpus_with_bad_lines(here):
     lines = [line.encode() for line in GOOD]
     lines[3:3] = [b'caf\xe9 in latin one', b'', b'   \t', b'... !!', b'long ' * 500]         # lines 4 to 8
-    lines += [b'The Cat, number 0, sat on the mat.', 'ein großer Kater'.encode()]
+    lines += [b'The Cat, number 0, sat on the mat.', GOOD[3].upper().encode(), 'ein großer Kater'.encode()]
     Path('c.txt').write_bytes(b'\n'.join(lines))
     said = []
     parts = data.read_corpus('c.txt', said.append)
     assert bad_numbers(said, 'c.txt') == [4, 7, 8], 'blank lines are no news'
     sentences = {split: lines[::len(data.VARIANTS)] for split, (lines, *_) in parts.items()}
     assert sentences['val'] == [GOOD[0], GOOD[10], GOOD[0], 'ein großer kater'], 'each tenth, and where it repeats'
-    assert sentences['train'] == GOOD[1:10] + GOOD[11:]
+    assert sentences['train'] == GOOD[1:10] + GOOD[11:] + GOOD[3:4]
     lines, count, meanings, canonical_count = parts['val']
     assert meanings[0, 0] == meanings[2, 0] != meanings[1, 0] and canonical_count == 0
     assert (count == [[1, 0, 0, 0, 0, 0, 0]] * 4).all()
