@@ -107,11 +107,12 @@ def reconstruction(decoder, V, z, x, start=BOS):
 
 
 def random_sentences(corpus, n, seed, step):
-    """n sentences (n, T): scenes and their counterfactuals alike, in any rendering."""
+    """n sentences and a paraphrase of each (n, 2, T): scenes and their counterfactuals alike, in any rendering."""
     scenes, generator = corpus.draw(n, seed, step)
     variants = torch.randint(corpus.count.shape[1], (n,), generator=generator)
     variants = variants.where(corpus.count[scenes, variants] > 0, torch.zeros_like(variants))
-    return corpus.take(scenes, variants, corpus.renderings(scenes, variants, generator)[0])
+    views = torch.stack(corpus.renderings(scenes, variants, generator), dim=1)                  # (n, 2)
+    return corpus.take(scenes[:, None].expand_as(views), variants[:, None].expand_as(views), views)
 
 
 @torch.no_grad()
@@ -253,7 +254,7 @@ def main():
             group['lr'] = lr * group['scale']
         for net in nets.values():
             net.train()
-        x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size)]
+        x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size), 0]
         seen = max(1, prior_samples // (run.world * grad_accum))
         ramp = 0.0 if came_in is None else min(1.0, (step - came_in + 1) / prior_ramp)
         for part in x.chunk(grad_accum):

@@ -2,7 +2,8 @@
 
 The encoder is frozen. A fresh decoder attends to the flattened canvas and the pooled z and is taught, by teacher forcing
 under a vocabulary mask, to say the sentence again. Three control decoders learn beside it on the same batches: the
-canvas alone, z alone, and neither (a language model).
+canvas alone, z alone, and neither (a language model). After another start token (PARA) the decoder also learns to say
+other sentences of the same scene, which P5 goes on from (paraphrase_share=0.0 is the plan to the letter).
 
 Reads:  out/p3/ckpt.pt      Writes: out/p4/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots/
     python p4_decoder.py --batch_size=64
@@ -16,8 +17,8 @@ import data
 import p2_contrast
 import plot
 import runtime
-from model import TextDecoder, cross_entropy, shift
-from p1_canvas import canvas_metrics, encode, random_sentences, reconstruction, token_metrics
+from model import PARA, TextDecoder, shift
+from p1_canvas import encode, random_sentences, reconstruction, token_metrics
 from p2_contrast import embed
 
 out_dir = 'out/p4'        # run folder: checkpoint, metrics, gate, plots
@@ -31,6 +32,7 @@ dec_hidden = 1536
 dropout = 0.1
 vocab_mask = True         # only words that occur in the training corpus can be said
 controls = True           # also train the three control decoders
+paraphrase_share = 0.5    # of the decoder's loss that goes to paraphrases; 0 is the plan
 # optimisation
 batch_size = 256          # sentences a step, all ranks together
 grad_accum = 1            # micro-steps that each rank cuts its share into
@@ -222,13 +224,17 @@ def main():
         for net in decoders.values():
             net.train()
         x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size)]
-        for part in x.chunk(grad_accum):
+        for part, other in (pair.unbind(1) for pair in x.chunk(grad_accum)):
             with torch.no_grad(), run.autocast():
                 V = nets['encoder'](part)
                 z = nets['readout'](V)
             with run.autocast():
                 losses = {name: reconstruction(net, V, z, part) for name, net in decoders.items()}
-            (sum(losses.values()) / grad_accum).backward()      # the decoders share nothing: a sum trains each alone
+                if paraphrase_share:
+                    losses['paraphrase'] = reconstruction(decoders['decoder'], V, z, other, PARA)
+            share = {'decoder': 1 - paraphrase_share, 'paraphrase': paraphrase_share}
+            loss = sum(share.get(name, 1.0) * value for name, value in losses.items())
+            (loss / grad_accum).backward()                      # the decoders share nothing: a sum trains each alone
         runtime.average_gradients(decoders, run)
         # One clip a decoder, or the controls would change how the decoder learns.
         norms = {name: torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip) for name, net in decoders.items()}

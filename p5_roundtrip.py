@@ -1,7 +1,7 @@
 """P5 · Say it in other words.
 
-The encoder thaws at a small learning rate, and the decoder learns to paraphrase: beside saying the sentence again (BOS) it
-says other sentences of the same scene (PARA). Of k free-run candidates the one whose canvas means most nearly the same is
+The encoder thaws at a small learning rate. The decoder goes on saying the sentence again (BOS) and saying other sentences
+of the same scene (PARA). Of k free-run candidates the one whose canvas means most nearly the same is
 chosen; it is encoded again and pulled to the meaning of the input (L_cycle, through the straight-through gradient of its
 tokens), and tokens that complete a long n-gram of the input are made less likely (L_copy).
 

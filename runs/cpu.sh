@@ -34,7 +34,7 @@ python p2_contrast.py --out_dir=$out/p2 --init_from=$out/p1/ckpt.pt --batch_size
 python p3_jitter.py --out_dir=$out/p3 --init_from=$out/p2/ckpt.pt --batch_size=16 --rec_samples=48 --prior_samples=32 \
     --learning_rate=5e-4 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $common
 python p4_decoder.py --out_dir=$out/p4 --init_from=$out/p3/ckpt.pt --dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 \
-    --dropout=0.0 --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=400 --lr_steps=400 --eval_every=200 $common
+    --dropout=0.0 --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=1000 --lr_steps=1000 --eval_every=500 $common
 python p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt --batch_size=16 --dec_samples=64 --generated=16 \
     --prior_samples=32 --learning_rate=1e-3 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $common
 python plot.py --out=$out --gates=true
