@@ -206,6 +206,8 @@ DATA = ('corpus', 'num_scenes', 'complexity', 'data_seed', 'vocab_size', 'max_le
 
 def main():
     run = runtime.start('p1', config)
+    if complexity not in (1, 2, 3):
+        runtime.fail(f'--complexity={complexity}: expects 1, 2 or 3')
     splits, tokenizer = data.load(config, run)
     train, val = splits['train'], splits['val']
     if tokenizer.size > vocab_size:
@@ -237,7 +239,8 @@ def main():
             with ema.weights():
                 metrics, V = evaluate(encoder, decoder if lambda_rec else None, val, types, concepts, run, cell)
                 pictures = encode(encoder, montage, run)
-            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
             if run.master:
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
@@ -255,13 +258,13 @@ def main():
         for net in nets.values():
             net.train()
         x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size), 0]
-        seen = max(1, prior_samples // (run.world * grad_accum))
+        stride = max(1, batch_size // prior_samples)      # the priors see the same canvases however the batch is split
         ramp = 0.0 if came_in is None else min(1.0, (step - came_in + 1) / prior_ramp)
         for part in x.chunk(grad_accum):
             with run.autocast():
                 V = encoder(part)
                 rec = reconstruction(decoder, noisy(V, canvas_noise * ramp), None, part) if lambda_rec else V.new_zeros(())
-            terms = priors.image_prior_terms(prior_input(V[:seen], step, blur_steps, coordinate_steps), alpha, cell)
+            terms = priors.image_prior_terms(prior_input(V[::stride], step, blur_steps, coordinate_steps), alpha, cell)
             image = priors.image_prior_loss(terms, weights(config))
             loss = ramp * image + lambda_rec * rec
             (loss / grad_accum).backward()

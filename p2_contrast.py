@@ -147,13 +147,13 @@ def build(arch):
     return nets
 
 
-def spread(shape, k, device):
-    """About k rows out of (scenes, variants, views) flattened: as many of each scene, all variants and views in turn, and
-    neighbours are of different scenes, as the prior on what unrelated canvases share wants them."""
-    n, each = shape[0], shape[1] * shape[2]
-    m = min(each, max(1, k // n))
-    scene, turn = torch.arange(n, device=device), torch.arange(m, device=device)[:, None]
-    return (scene * each + (scene + turn * (each // m)) % each).flatten()                # (m * n,)
+def spread(index, each, k):
+    """About k rows out of scenes x each flattened rows: as many of each scene, its variants and views in turn. Neighbours
+    are of different scenes, as the prior on what unrelated canvases share wants them. index (n,): which scenes of the whole
+    batch these are, so that the same rows are taken however the batch is split."""
+    m = min(each, max(1, k // len(index)))
+    turn = torch.arange(m, device=index.device)[:, None]
+    return (torch.arange(len(index), device=index.device) * each + (index + turn * (each // m)) % each).flatten()   # (m*n,)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
@@ -188,14 +188,15 @@ def retrieval_metrics(query, positive, negatives, valid):
 
 def evaluation_views(corpus, n):
     """Token ids of n scenes for retrieval: query, positive (n, T) and negatives (n, families, T), valid (n, families).
-    Free renderings; the three are never the same rendering number, so that no wording is shared by construction."""
-    scenes, families = torch.arange(n), len(data.FAMILIES)
+    Free renderings; the three are never the same rendering number, so that no wording is shared by construction, where
+    a corpus of one's own has as many: a sentence without a paraphrase has to find itself."""
+    scenes, count = torch.arange(n), corpus.count[:n].long().clamp(min=1)             # (n,), (n, 1 + families)
     first = corpus.canonical
     zero = torch.zeros(n, dtype=torch.long)
-    query, positive = (corpus.take(scenes, zero, zero + first + k) for k in (0, 1))
-    grid = scenes[:, None].expand(-1, families)
-    variants = torch.arange(1, families + 1).expand(n, -1)
-    return query, positive, corpus.take(grid, variants, torch.full_like(grid, first + 2)), corpus.count[:n, 1:] > 0
+    query, positive = (corpus.take(scenes, zero, (first + k) % count[:, 0]) for k in (0, 1))
+    variants = torch.arange(1, count.shape[1]).expand(n, -1)                          # (n, families)
+    return (query, positive, corpus.take(scenes[:, None].expand_as(variants), variants, (first + 2) % count[:, 1:]),
+            corpus.count[:n, 1:] > 0)
 
 
 def semantic_metrics(encode_z, corpus, n=1024):
@@ -236,6 +237,19 @@ def evaluate(encoder, readout, decoder, splits, types, concepts, run, cell, n=10
 def held_out_sets(encode_z, splits, n=1024):
     """The same semantic metrics on every held-out split, side by side: {split: metrics}."""
     return {name: semantic_metrics(encode_z, splits[name], n) for name in splits if name != 'train'}
+
+
+def tsne_arrays(encode_z, corpus, n=20):
+    """What plot.py needs for a t-SNE of n scenes: every rendering of each, and one sentence a counterfactual family."""
+    n = min(n, corpus.size)
+    count = corpus.count[:n].long()
+    scene, variant, rendering = [], [], []
+    for s, f in torch.nonzero(count).tolist():
+        for r in range(int(count[s, f]) if f == 0 else 1):
+            scene.append(s), variant.append(f), rendering.append(count[s, f] - 1 - r)
+    x = corpus.take(*(torch.tensor(index) for index in (scene, variant, rendering)))
+    return {'tsne_z': encode_z(x), 'tsne_scene': torch.tensor(scene),
+            'tsne_kind': [data.FAMILIES[f - 1] if f else 'paraphrase' for f in variant]}
 
 
 def print_sets(run, sets):
@@ -301,11 +315,12 @@ def main():
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
-    evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged else 3)
+    evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged and train.canonical else 3)
     beaten_mean = torch.tensor(extra.get('beaten', 0.5), device=run.device)
     runtime.compile_nets(nets, run)
     parameters = [p for net in nets.values() for p in net.parameters()]
     montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+    stride = max(1, batch_size // prior_samples)      # the priors see the same scenes however the batch is split
     gates = [float(text) for text in stage_gates.split(',')]
 
     for step in run.steps(start, max_steps):
@@ -316,10 +331,13 @@ def main():
             with ema.weights():
                 metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, splits, types, concepts, run, cell)
                 pictures = encode(encoder, montage, run)
-            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+                scatter = tsne_arrays(lambda x: embed(encoder, readout, x, run), splits['val']) if last else {}
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics | {'stage': stage}, prefix='val')
             if run.master:
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | scatter
+                                | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
@@ -337,18 +355,19 @@ def main():
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
-        parts = run.world * grad_accum
+        index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         terms = {}
 
-        def forward(x):
-            """Sentences (n, K, views, T) -> z (n, K, views, E) and the losses that need no other sentence."""
+        def forward(part):
+            """(sentences (n, K, views, T), which scenes) -> z (n, K, views, E) and the losses that need no other sentence."""
+            x, index = part
             flat = x.flatten(0, 2)
-            some = spread(x.shape, rec_samples // parts, x.device)
+            some = spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
             with run.autocast():
                 V = encoder(flat)
                 z, V = readout(V), V[some]
                 rec = reconstruction(decoder, noisy(V, canvas_noise), None, flat[some]) if lambda_rec else V.new_zeros(())
-            terms.update(priors.image_prior_terms(V[:max(1, prior_samples // parts)], alpha, cell), rec=rec)
+            terms.update(priors.image_prior_terms(V[::stride][:max(1, prior_samples // parts)], alpha, cell), rec=rec)
             local = priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec
             return z.unflatten(0, x.shape[:3]), local
 
@@ -363,11 +382,11 @@ def main():
             return loss, swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
 
         if grad_accum == 1:
-            z, local = forward(x)
+            z, local = forward((x, index))
             nce, beaten = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, beaten = cached_backward(forward, x.chunk(grad_accum), loss_of_all)
+            nce, beaten = cached_backward(forward, list(zip(x.chunk(grad_accum), index.chunk(grad_accum))), loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()

@@ -9,7 +9,6 @@ Reads:  out/p2/ckpt.pt      Writes: out/p3/ckpt.pt, run.json, metrics.jsonl, gat
     torchrun --standalone --nproc_per_node=2 p3_jitter.py
 """
 import torch
-import torch.nn.functional as F
 
 import data
 import plot
@@ -118,6 +117,9 @@ def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
             'cutout_cosine_worst': min(cuts)}
 
 
+ROBUST = ('jitter_cosine', 'jitter_cosine_worst', 'blur_cosine', 'cutout_cosine', 'cutout_cosine_worst')
+
+
 def gate(metrics, before, evaluations):
     """P3's criteria (DESIGN 8); before: metrics of P2's checkpoint on the same sentences."""
     drop = 100 * (before['r1'] - metrics['r1'])
@@ -149,6 +151,7 @@ def main():
     runtime.compile_nets(nets, run)
     parameters = [p for net in nets.values() for p in net.parameters()]
     montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+    stride = max(1, batch_size // prior_samples)      # as in P2
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
@@ -159,12 +162,15 @@ def main():
                 metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, splits, types, concepts, run, cell)
                 metrics |= robustness(encoder, readout, x_val, run, max_shift, blur_sigma, cutout)
                 pictures = encode(encoder, montage, run)
-            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
             if run.master:
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {
                     'montage': pictures, 'titles': list(data.EVAL_SENTENCES), 'shift': torch.arange(5.0),
                     'shift_cosine': torch.tensor(metrics['shift_cosine']),
+                    'jitter_names': ['shift 2 px', 'worst shift', 'blur', 'cutout', 'worst cutout'],
+                    'jitter_cosine': torch.tensor([metrics[key] for key in ROBUST]),
                     'shift_cosine_before': torch.tensor(before['shift_cosine'])})
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
@@ -184,23 +190,23 @@ def main():
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
         u = u[mine].to(run.device)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
-        parts = run.world * grad_accum
+        index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         terms = {}
 
         def forward(part):
-            """(x (n, K, views, T), u (n, K, views, 7)) -> z (n, K, views, E) and the losses that need no other sentence."""
-            x, u = part
+            """(x (n, K, views, T), u (n, K, views, 7), which scenes) -> z (n, K, views, E) and the losses that need no other sentence."""
+            x, u, index = part
             flat = x.flatten(0, 2)
             with run.autocast():
                 V = encoder(flat)
                 z = readout(V)
                 T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
                 jittered = readout(T_V).unflatten(0, x.shape[:3])
-                some = spread(x.shape, rec_samples // parts, x.device)
+                some = spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
                 rec = reconstruction(decoder, noisy(T_V[some], canvas_noise), None, flat[some]) if lambda_rec else V.new_zeros(())
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
-            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha, cell), rec=rec, inv=inv)
+            terms.update(priors.image_prior_terms(V[some][::stride][:max(1, prior_samples // parts)], alpha, cell), rec=rec, inv=inv)
             return z, priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec + lambda_inv * inv
 
         def loss_of_all(z):
@@ -208,11 +214,11 @@ def main():
             return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives), None
 
         if grad_accum == 1:
-            z, local = forward((x, u))
+            z, local = forward((x, u, index))
             nce, _ = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, _ = cached_backward(forward, list(zip(x.chunk(grad_accum), u.chunk(grad_accum))), loss_of_all)
+            nce, _ = cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, index)))), loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()

@@ -206,6 +206,7 @@ def main():
     parameters = [p for net in nets.values() for p in net.parameters()]
     x_val, montage = val.fixed(512), tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     length = min(arch['max_length'], train.width)
+    stride = max(1, batch_size // prior_samples)      # as in P2
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
@@ -222,7 +223,8 @@ def main():
                 ways, rows = evaluate_paraphrases(nets, x_val, tokenizer, run, best_of_k, top_p, length)
                 pictures = encode(encoder, montage, run)
             metrics |= ways['best of k']
-            evaluations = (evaluations + [{name: metrics[name] for name in GATED}])[-3:]
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
             if run.master:
                 (run.dir / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -249,12 +251,12 @@ def main():
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
         u, u_trip = u[mine].to(run.device), u_trip[mine].to(run.device)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
-        parts = run.world * grad_accum
+        index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         terms = {}
 
         def forward(part):
-            """(x (n, K, views, T), u, u_trip) -> z (n, K, views, E) and the losses that need no other sentence."""
-            x, u, u_trip = part
+            """(x (n, K, views, T), u, u_trip, which scenes) -> z (n, K, views, E) and the losses that need no other sentence."""
+            x, u, u_trip, index = part
             flat = x.flatten(0, 2)
             with run.autocast():
                 V = encoder(flat)
@@ -262,7 +264,7 @@ def main():
                 jittered = readout(jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout))
                 rows = torch.arange(len(flat), device=flat.device)
                 other = rows ^ 1                                                      # views come in pairs: its paraphrase
-                some = spread(x.shape, dec_samples // parts, x.device)
+                some = spread(index, x.shape[1] * x.shape[2], dec_samples // parts)
                 again = reconstruction(decoder, V[some], z[some], flat[some])
                 para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if paraphrase_share else z.new_zeros(())
                 tripping = rows.view(x.shape[:3])[:, :u_trip.shape[1], 0].flatten()
@@ -270,8 +272,8 @@ def main():
                                          copy_ngram)
             z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()
-            terms.update(priors.image_prior_terms(V[some][:max(1, prior_samples // parts)], alpha, cell), again=again, para=para, inv=inv,
-                         cycle=cycle, copy=copy)
+            seen = V[some][::stride][:max(1, prior_samples // parts)]
+            terms.update(priors.image_prior_terms(seen, alpha, cell), again=again, para=para, inv=inv, cycle=cycle, copy=copy)
             dec = (1 - paraphrase_share) * again + paraphrase_share * para
             return z, (priors.image_prior_loss(terms, weights(config)) + lambda_inv * inv + lambda_dec * dec
                        + lambda_cycle * cycle + lambda_copy * copy)
@@ -281,11 +283,11 @@ def main():
             return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives), None
 
         if grad_accum == 1:
-            z, local = forward((x, u, u_trip))
+            z, local = forward((x, u, u_trip, index))
             nce, _ = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, _ = cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, u_trip)))), loss_of_all)
+            nce, _ = cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, u_trip, index)))), loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()

@@ -766,7 +766,7 @@ def test_vocabulary_beyond_16_bits_is_refused(here, capsys):
 def program(folder, *words):
     environment = os.environ | {'PYTHONHASHSEED': '7', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, ROOT / 'data.py', *words], cwd=folder, env=environment, capture_output=True,
-                          text=True, timeout=120)
+                          text=True, timeout=600)
 
 
 def test_command_line_writes_sentences(here):

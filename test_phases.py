@@ -1,0 +1,833 @@
+"""Tests of the phases: the chain P1 to P5 by its command lines, bad input, kill and resume, ranks, and their functions.
+
+Figures take most of the time of a tiny run and the held-out sentences most of the rest, so the corpus is prepared with
+64 held-out scenes, and only the chain itself draws.
+"""
+import json
+import math
+import os
+import pickle
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+import p1_canvas
+import p2_contrast
+import p3_jitter
+import p4_decoder
+import p5_roundtrip
+import plot
+import priors
+import runtime
+from model import PARA, TextDecoder
+
+ROOT = Path(__file__).parent
+PHASES = ('p1', 'p2', 'p3', 'p4', 'p5')
+EXACT = ('--device=cpu', '--dtype=float32')
+
+DRIVER = '''"""Run the command lines of the first argument, a JSON list, one after the other and without figures."""
+import atexit
+import json
+import os
+import runpy
+import signal
+import sys
+
+import torch.distributed as dist
+
+import plot
+import runtime
+
+cosine_lr, kill_at = runtime.cosine_lr, int(os.environ.get('KILL_AT', -1))
+
+
+def die_at(step, *rest):
+    """What a phase calls at the beginning of every training step."""
+    if step == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return cosine_lr(step, *rest)
+
+
+plot.evaluation = plot.trends = plot.samples_table = lambda *_: None
+runtime.cosine_lr = die_at
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    runpy.run_path(words[0], run_name='__main__')
+    if dist.is_initialized():
+        dist.destroy_process_group()
+atexit.unregister(dist.destroy_process_group)
+'''
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    """On tensors this small, threads mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def process(*words, cwd, **environment):
+    """Run a Python program that can import this repository -> the finished process."""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **environment}
+    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=environment, text=True, capture_output=True,
+                          timeout=900)
+
+
+def smoke_words():
+    """{phase: the words of its command line in runs/smoke.sh}, the script's path first, without the folders."""
+    text = (ROOT / 'runs/smoke.sh').read_text().replace('\\\n', '')
+    tiny = re.search(r'^tiny="(.*)"$', text, re.M)[1]
+    lines = (shlex.split(line.replace('$tiny', tiny)) for line in text.splitlines() if re.match(r'python p\d', line))
+    return {words[1][:2]: [str(ROOT / words[1]), *(w for w in words[2:] if not re.match('--(out_dir|init_from)=', w))]
+            for words in lines}
+
+
+WORDS = smoke_words()
+
+
+@pytest.fixture(scope='session')
+def chain(tmp_path_factory):
+    """The chain P1 to P5, as runs/smoke.sh has it, in a folder of its own: .folder, .output of each phase."""
+    folder = tmp_path_factory.mktemp('chain')
+    output = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, 'HELD_OUT_SIZE', 64)
+        config = {name: getattr(p1_canvas, name) for name in p1_canvas.DATA} | {'num_scenes': 300, 'vocab_size': 1024}
+        with chdir(folder):
+            data.load(config)
+        for phase, before in zip(PHASES, (None, *PHASES)):
+            origin = [f'--init_from=out/{before}/ckpt.pt'] if before else []
+            done = process(*WORDS[phase], f'--out_dir=out/{phase}', *origin, *EXACT, '--max_steps=2', cwd=folder)
+            assert done.returncode == 0, done.stderr
+            output[phase] = done
+        yield SimpleNamespace(folder=folder, output=output, config=config)
+
+
+@pytest.fixture(scope='session')
+def dry(chain):
+    """Checkpoints of the chain whose nets have no dropout, dry/pN.pt: the drawn masks would differ between ranks."""
+    (chain.folder / 'dry').mkdir()
+    for phase in PHASES[:-1]:
+        checkpoint = load(chain.folder / f'out/{phase}')
+        checkpoint['arch'] |= {'dropout': 0.0, 'dec_dropout': 0.0}
+        torch.save(checkpoint, chain.folder / f'dry/{phase}.pt')
+    return 'dry'
+
+
+@pytest.fixture
+def here(chain, monkeypatch):
+    """Works in the folder of the chain, without figures; the handler that runtime.start puts in place is undone."""
+    monkeypatch.chdir(chain.folder)
+    for name in ('evaluation', 'trends', 'samples_table'):
+        monkeypatch.setattr(plot, name, lambda *_: None)
+    handler = signal.getsignal(signal.SIGINT)
+    yield chain
+    signal.signal(signal.SIGINT, handler)
+
+
+def run(words):
+    """A command line in this process, which has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', list(words))
+        runpy.run_path(words[0], run_name='__main__')
+
+
+def tiny(phase, out, *words, init_from=None):
+    """Words of a tiny run of two steps without figures."""
+    origin = [f'--init_from={init_from or f"out/p{int(phase[1]) - 1}/ckpt.pt"}'] if phase != 'p1' else []
+    return [*WORDS[phase], f'--out_dir={out}', *origin, '--max_steps=2', '--eval_every=1000', *words]
+
+
+def load(folder):
+    return torch.load(Path(folder) / 'ckpt.pt', weights_only=True)
+
+
+def rows(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+# ---- the chain ------------------------------------------------------------------------------------------------------
+
+FIGURES = {'p1': {'montage', 'spectra', 'slopes', 'correlation', 'gradients', 'trends'},
+           'p2': {'tsne'}, 'p3': {'shift'}, 'p4': {'attention', 'token_types', 'controls', 'trends'}, 'p5': {'samples'}}
+NETS = {'p1': {'encoder', 'decoder'}, 'p2': {'encoder', 'decoder', 'readout'},
+        'p3': {'encoder', 'decoder', 'readout'}, 'p5': {'encoder', 'readout', 'decoder'},
+        'p4': {'encoder', 'readout', 'decoder', 'canvas only', 'z only', 'no canvas'}}
+FROZEN = {'p4': {'encoder', 'readout'}}
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_chain_checkpoint(chain, phase):
+    checkpoint = load(chain.folder / f'out/{phase}')
+    assert checkpoint.keys() == {'phase', 'step', 'arch', 'config', 'commit', 'metrics', 'history', 'extra', 'nets',
+                                 'ema', 'optimizer', 'rng'}
+    assert (checkpoint['phase'], checkpoint['step'], checkpoint['config']['out_dir']) == (phase, 2, f'out/{phase}')
+    assert [entry['phase'] for entry in checkpoint['history']] == list(PHASES[:PHASES.index(phase)])
+    for entry in checkpoint['history']:
+        assert entry.keys() == {'phase', 'step', 'config', 'metrics', 'pass'}
+        assert entry['pass'] is False and entry['metrics'] and entry['config']['max_steps'] == 2
+    assert checkpoint['nets'].keys() == checkpoint['ema'].keys() == NETS[phase]
+    for name, state in checkpoint['nets'].items():
+        mean = checkpoint['ema'][name]
+        assert mean.keys() == state.keys()
+        still = all(torch.equal(mean[key], state[key]) for key in state)
+        assert still == (name in FROZEN.get(phase, ())), 'an average follows behind the weights'
+    tokenizer = data.Tokenizer.load(checkpoint['extra']['tokenizer'])
+    assert tokenizer.decode(tokenizer.encode('a red cube')) == 'a red cube' and tokenizer.size <= 1024
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_chain_run_folder(chain, phase):
+    folder = chain.folder / f'out/{phase}'
+    facts, checkpoint = json.loads((folder / 'run.json').read_text()), load(folder)
+    assert all(facts[key] == checkpoint[key] for key in ('phase', 'config', 'commit'))
+    assert facts['argv'][0].startswith(str(ROOT / phase)) and facts['world'] == 1 and facts['dtype'] == 'torch.float32'
+    assert facts['versions'].keys() >= {'python', 'torch', 'numpy'} and facts['hardware'] and facts['started']
+
+    log = rows(folder / 'metrics.jsonl')
+    kinds = [(row['step'], {name.split('/')[0] for name in row if name != 'step'}) for row in log]
+    assert kinds == [(0, {'val'}), (0, {'train'}), (1, {'train'}), (2, {'val'})]
+    assert all({'train/loss', 'train/grad_norm', 'train/lr'} <= row.keys() for row in log[1:3])
+    assert {f'val/{name}': runtime.finite(value) for name, value in checkpoint['metrics'].items()} == (
+        {name: value for name, value in log[3].items() if name not in ('step', 'val/stage')})
+
+    gate = json.loads((folder / 'gate.json').read_text())
+    assert gate.keys() == {'phase', 'pass', 'criteria'} and gate['phase'] == phase and gate['pass'] is False
+    lines = chain.output[phase].stdout.splitlines()
+    for row in gate['criteria']:
+        assert {'name', 'target', 'measured', 'pass'} <= row.keys() and type(row['pass']) is bool
+        line, = [line for line in lines if line.startswith(row['name'] + '  ')]
+        assert row['target'] in line and line.endswith('PASS' if row['pass'] else 'FAIL')
+    assert f'{phase} gate: FAIL' in lines and chain.output[phase].stderr == ''
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_chain_figures(chain, phase):
+    files = list((chain.folder / f'out/{phase}/plots').glob('*.png'))
+    assert all(path.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n' and path.stat().st_size > 2000 for path in files)
+    names = {path.stem for path in files}
+    expected = FIGURES.get(phase, set()) | (FIGURES['p1'] if phase != 'p4' else set())
+    numbered = {f'{name}_{step:06d}' for name in expected - {'samples'} for step in (0, 2)} - {'tsne_000000'}
+    assert names == numbered | expected & {'samples'}
+
+
+def test_chain_samples(chain):
+    said, samples = (rows(chain.folder / f'out/{phase}/samples.jsonl') for phase in ('p4', 'p5'))
+    assert len(said) == len(samples) == 64
+    assert all(row.keys() == {'input', 'said'} for row in said)
+    assert all(row.keys() == {'input', 'paraphrase', 'f1', 'rouge_l', 'cosine'} for row in samples)
+    assert all(data.parse(row['input']) for row in said + samples)
+
+
+def test_chain_says_what_it_inherits(chain):
+    for phase, before in zip(PHASES[1:], PHASES):
+        out = chain.output[phase].stdout
+        assert f'from out/{before}/ckpt.pt ({before}, step 2): vocab_size 1024, channels 6, size 32' in out
+        assert f"note: {before.upper()}'s gate failed (" in out and '; going on' in out
+
+
+def test_chain_gates_as_one_table(chain, monkeypatch, capsys):
+    monkeypatch.chdir(chain.folder)
+    run([str(ROOT / 'plot.py'), '--out=out', '--gates=true'])
+    table = capsys.readouterr().out
+    assert 'criteria pass' in table and all(f'\n{phase} ' in table for phase in PHASES)
+    assert (chain.folder / 'out/gates.png').read_bytes()[:4] == b'\x89PNG'
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+class Hostile:
+    """Unpickling it would make a file."""
+
+    def __reduce__(self):
+        return (os.mkdir, ('trace',))
+
+
+@pytest.fixture(scope='session')
+def bad_files(chain):
+    """Files that no phase can use, in the folder of the chain."""
+    folder = chain.folder
+    whole = (folder / 'out/p1/ckpt.pt').read_bytes()
+    files = {'truncated.pt': whole[:len(whole) // 2], 'nothing.pt': b'', 'pickle.pt': pickle.dumps(Hostile()),
+             'empty.txt': b'', 'blank.txt': b'\n \n' * 40, 'bad.txt': b'\xff\xfe\n...\n' * 40,
+             'bad.jsonl': b'{"original": 3}\nno json\n[]\n{"paraphrases": ["a"]}\n' * 20}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    torch.save({'phase': 'p1', 'nets': Hostile()}, folder / 'code.pt')
+
+
+@pytest.mark.parametrize('phase, words, hint', [
+    ('p1', ['--lambda_tvv=0.1'], '--lambda_tv=0.1'), ('p5', ['--best_of=3'], '--best_of_k=4'),
+    ('p1', ['--dim=wide'], 'a whole number'), ('p3', ['--max_shift=1.5'], 'a whole number'),
+    ('p2', ['--staged=maybe'], 'true or false'), ('p4', ['faster'], 'unknown setting'),
+    ('p1', ['--batch_size=9', '--grad_accum=2'], 'does not divide'),
+    ('p3', ['--init_from=nowhere/ckpt.pt'], 'make it with: python p2_contrast.py'),
+    ('p2', ['--init_from=truncated.pt'], 'truncated'),
+    ('p2', ['--init_from=nothing.pt'], 'make it with: python p1_canvas.py'),
+    ('p3', ['--init_from=out/p1/ckpt.pt'], 'is a checkpoint of p1, not of p2'),
+    ('p2', ['--init_from=out/p2/ckpt.pt'], 'is a checkpoint of p2, not of p1'),
+    ('p2', ['--init_from=code.pt'], 'no checkpoint of ours'),
+    ('p2', ['--init_from=pickle.pt'], 'no checkpoint of ours'),
+    ('p1', ['--corpus=nowhere.txt'], 'no such file'), ('p1', ['--corpus=empty.txt'], 'on 0 lines; at least 20'),
+    ('p1', ['--corpus=blank.txt'], 'only 0 different good sentences'),
+    ('p1', ['--corpus=bad.txt'], 'only 0 different good sentences'),
+    ('p1', ['--corpus=bad.jsonl'], 'only 0 different good sentences on 80 lines'),
+    ('p1', ['--complexity=9'], 'complexity'), ('p1', ['--complexity=0'], 'complexity'),
+    ('p1', ['--vocab_size=100'], 'the tokenizer has 260 tokens, more than vocab_size 100'),
+    ('p1', ['--vocab_size=40000'], 'at most 32768')])
+def test_bad_input_ends_in_one_line(here, bad_files, capsys, phase, words, hint):
+    with pytest.raises(SystemExit) as stop:
+        run(tiny(phase, 'out/bad', *words))
+    line = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert line.startswith('error: ') and line.count('\n') == 1 and line.endswith('\n') and hint in line
+    assert not Path('trace').exists() and not Path('out/bad/ckpt.pt').exists()
+
+
+def test_bad_input_ends_a_program_in_one_line(chain):
+    done = process(*tiny('p2', 'out/bad', init_from='nowhere.pt'), cwd=chain.folder)
+    assert done.returncode == 2
+    assert done.stderr == 'error: nowhere.pt does not exist; make it with: python p1_canvas.py\n'
+
+
+# ---- kill and resume ------------------------------------------------------------------------------------------------
+
+def same(a, b):
+    """Whether two nested checkpoints are equal, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b or a != a and b != b
+
+
+@pytest.mark.parametrize('phase', ['p1', 'p4'])
+def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase):
+    """Killed in step 3, after the checkpoint of step 2 and an optimizer step past it; with dropout."""
+    words = tiny(phase, f'straight/{phase}', *EXACT, '--max_steps=4', '--eval_every=2')
+    run(words)
+    again = [*words, f'--out_dir=killed/{phase}']
+    Path('driver.py').write_text(DRIVER)
+    done = process('driver.py', json.dumps([again]), cwd=here.folder, KILL_AT='3')
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = rows(f'killed/{phase}/metrics.jsonl')
+    assert load(f'killed/{phase}')['step'] == 2 and killed[-1]['step'] == 2 and 'train/loss' in killed[-1]
+    run([*again, '--resume=true'])
+
+    a, b = load(f'straight/{phase}'), load(f'killed/{phase}')
+    for key in ('step', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'extra', 'history'):
+        assert same(a[key], b[key]), key
+    for name in ('metrics.jsonl', 'gate.json'):
+        assert Path(f'straight/{phase}', name).read_text() == Path(f'killed/{phase}', name).read_text()
+
+
+# ---- ranks and micro-steps ------------------------------------------------------------------------------------------
+
+# Fewer rows for priors and reading than the batch has, so that it matters which ones. Noise on V is drawn by each rank.
+RANKS = {'p1': ['--batch_size=8', '--dropout=0.0', '--canvas_noise=0.0', '--prior_gate=0.0', '--prior_ramp=1',
+                '--prior_samples=4'],
+         'p2': ['--batch_size=8', '--canvas_noise=0.0', '--rec_samples=24', '--prior_samples=16'],
+         'p3': ['--batch_size=8', '--canvas_noise=0.0', '--rec_samples=16', '--prior_samples=4'],
+         'p4': ['--batch_size=8', '--dropout=0.0'],
+         'p5': ['--batch_size=8', '--generated=8', '--best_of_k=2', '--dec_samples=16', '--prior_samples=8']}
+
+
+TERMS = {'p1': ('loss', 'rec', *priors.PRIORS), 'p2': ('nce', 'rec', 'swaps_beaten', *priors.PRIORS),
+         'p3': ('nce', 'rec', 'inv', *priors.PRIORS), 'p4': ('loss', 'paraphrase', *list(p4_decoder.CONTROLS)[1:]),
+         'p5': ('nce', 'again', 'para', 'inv', 'cycle', 'copy', *priors.PRIORS)}
+
+
+def rank_words(phase, out, *words):
+    return tiny(phase, f'{out}/{phase}', *EXACT, *RANKS[phase], *words, init_from=f'dry/p{int(phase[1]) - 1}.pt')
+
+
+@pytest.fixture(scope='session')
+def two_ranks(chain, dry):
+    """Every phase under one torchrun of two gloo ranks, which spares four times the imports."""
+    (chain.folder / 'driver.py').write_text(DRIVER)
+    done = process('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'driver.py',
+                   json.dumps([rank_words(phase, 'two') for phase in PHASES]), cwd=chain.folder)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def trained(folder, name):
+    """What a run logged of its training steps."""
+    return [row[f'train/{name}'] for row in rows(Path(folder) / 'metrics.jsonl') if f'train/{name}' in row]
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_ranks_and_micro_steps_take_the_step_of_one_process(here, two_ranks, phase):
+    run(rank_words(phase, 'one'))
+    run(rank_words(phase, 'parts', '--grad_accum=2'))
+    one, two, parts = (trained(f'{out}/{phase}', 'grad_norm') for out in ('one', 'two', 'parts'))
+    assert len(one) == 2 and one[0] != one[1]
+    assert two == pytest.approx(one, rel=1e-4), 'two ranks'
+    assert parts == pytest.approx(one, rel=1e-4), 'two micro-steps'
+    for name in TERMS[phase]:
+        assert trained(f'two/{phase}', name) == pytest.approx(trained(f'one/{phase}', name), rel=1e-4, abs=1e-5), name
+
+
+# ---- the plan to the letter, and other options ----------------------------------------------------------------------
+
+OPTIONS = {
+    'P1 of the plan': ('p1', ['--lambda_rec=0.0', '--lambda_common=0.0', '--lambda_lattice=0.0', '--blur_steps=2',
+                              '--coordinate_steps=2', '--smoothing=true']),
+    'coordinates for a step only': ('p1', ['--coordinate_steps=1', '--prior_gate=0.0', '--query_grid=32', '--dim=16']),
+    'slots': ('p1', ['--slots=3']),
+    'P2 of the plan': ('p2', ['--staged=false', '--anchors=false', '--negatives=0', '--lambda_vicreg=0.1',
+                              '--lambda_barlow=0.1', '--pyramid=false', '--mask_false_negatives=false']),
+    'no family left out': ('p2', ['--leave_out=', '--negatives=3', '--lambda_rec=0.0']),
+    'P4 of the plan': ('p4', ['--paraphrase_share=0.0']),
+    'P4 alone': ('p4', ['--controls=false', '--vocab_mask=false']),
+    'P5 of the plan': ('p5', ['--paraphrase_share=0.0', '--negatives=1', '--best_of_k=1'])}
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_options_run(here, name):
+    phase, words = OPTIONS[name]
+    out = f'options/{name.replace(" ", "_")}'
+    run(tiny(phase, out, *words))
+    norms = trained(out, 'grad_norm')
+    assert len(norms) == 2 and all(math.isfinite(norm) and norm > 0 for norm in norms)
+    assert json.loads(Path(out, 'gate.json').read_text())['criteria']
+
+
+def own_corpus(path):
+    """41 sentences, one or two lines that are none, and in .jsonl paraphrases and counterfactuals here and there."""
+    nouns = 'dog', 'cat', 'cube', 'hen', 'owl'
+    things = [f'{colour} {noun}' for colour in ('Red', 'Blue', 'Green', 'Grey') for noun in nouns]
+    lines = [f'The {a} chased a {b}.' for a, b in zip(things, things[7:] + things[:7])]
+    lines += [f'There is a {a} on the hill!' for a in things] + ['Nobody was there.']
+    if path.suffix == '.jsonl':
+        for i, line in enumerate(lines):
+            row = {'original': line}
+            if i % 4:
+                row['paraphrases'] = [f'Look: {line}', f'I saw that {line}'][:i % 3]
+            if i % 5:
+                row['counterfactuals'] = [f'Not {line}'] if i % 2 else {'colour': [f'Un{line}'], 'mood': [f'Ah {line}']}
+            lines[i] = json.dumps(row)
+    path.write_bytes('\n'.join(lines).encode() + b'\n\xff\xfe\n{"broken\n')
+
+
+@pytest.mark.parametrize('name', ['own.txt', 'own.jsonl'])
+def test_a_corpus_of_one_s_own(here, capsys, name):
+    own_corpus(Path(name))
+    folder = Path('own', name)
+    run(tiny('p1', folder / 'p1', f'--corpus={name}'))
+    out = capsys.readouterr().out
+    assert f'bad line left out: {name}:42: ' in out and (f'{name}:43: ' in out) == name.endswith('.jsonl')
+    run(tiny('p2', folder / 'p2', init_from=folder / 'p1/ckpt.pt'))
+    checkpoint = load(folder / 'p2')
+    assert checkpoint['arch']['data']['corpus'] == name and len(trained(folder / 'p2', 'nce')) == 2
+    assert all(math.isfinite(checkpoint['metrics'][key]) for key in ('r1', 'r5', 'paraphrase_cosine', 'rec_ce'))
+    assert checkpoint['extra']['stage'] == 3, 'without canonical forms there are no stages'
+
+
+# ---- one step at full size ------------------------------------------------------------------------------------------
+
+FULL = {name: getattr(p1_canvas, name) for name in p1_canvas.SIZES}
+FULL |= {name: getattr(p2_contrast, name) for name in ('z_dim', 'readout_hidden', 'pyramid')}
+FULL |= {name: getattr(p4_decoder, name) for name in ('dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden')}
+FULL |= {'dec_dropout': p4_decoder.dropout}
+
+
+def step_p1(nets, x, meanings):
+    V = nets['encoder'](x)
+    loss = p1_canvas.reconstruction(nets['decoder'], p1_canvas.noisy(V, 0.3), None, x)
+    return loss + priors.image_prior_loss(priors.image_prior_terms(V), p1_canvas.weights(p1_canvas.config))
+
+
+def meant(z, meanings):
+    """The contrast of z (4, E): two scenes, each in two renderings."""
+    return p2_contrast.contrast(z.view(2, 1, 2, -1), meanings, torch.ones(2, 1, dtype=torch.bool), 3, 0.07)
+
+
+def step_p2(nets, x, meanings):
+    V = nets['encoder'](x)
+    return meant(nets['readout'](V), meanings) + p1_canvas.reconstruction(nets['decoder'], V, None, x)
+
+
+def step_p3(nets, x, meanings):
+    V = nets['encoder'](x)
+    T_V = p3_jitter.jitter(V, torch.rand(len(V), 7), 0.5, 2, 0.8, 6)
+    inv = (nets['readout'](T_V)[::2] - nets['readout'](V)[1::2]).square().sum(-1).mean()
+    return meant(nets['readout'](V), meanings) + inv + p1_canvas.reconstruction(nets['decoder'], T_V, None, x)
+
+
+def step_p4(nets, x, meanings):
+    with torch.no_grad():
+        V = nets['encoder'](x)
+        z = nets['readout'](V)
+    return sum(p1_canvas.reconstruction(nets[name], V, z, x) for name in p4_decoder.CONTROLS)
+
+
+def step_p5(nets, x, meanings):
+    V = nets['encoder'](x)
+    z = nets['readout'](V)
+    cycle, copy = p5_roundtrip.round_trip(nets, x[:2], V[:2], z[:2], 2, 0.9, torch.rand(2, 2, 8), 4)
+    para = p1_canvas.reconstruction(nets['decoder'], V, z, x[torch.arange(4) ^ 1], PARA)
+    return meant(z, meanings) + para + cycle + copy
+
+
+def full_nets(phase):
+    if phase == 'p1':
+        return p1_canvas.build(FULL)
+    return p4_decoder.build(FULL, controls=phase == 'p4') if phase in ('p4', 'p5') else p2_contrast.build(FULL)
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_a_step_at_full_size_reaches_every_parameter(here, phase):
+    splits, _ = data.load(here.config)
+    x = splits['train'].take(torch.tensor([0, 0, 1, 1]), torch.zeros(4, dtype=torch.long), torch.tensor([2, 3, 2, 3]))
+    nets = full_nets(phase)
+    print(f"encoder {runtime.count_parameters(nets['encoder']) / 1e6:.2f}M parameters")
+    assert 19e6 < runtime.count_parameters(nets['encoder']) < 26e6
+    learning = {name: net for name, net in nets.items() if phase != 'p4' or name in p4_decoder.CONTROLS}
+    optimizer = runtime.adamw(learning, 1e-4, 0.01)
+    loss = {'p1': step_p1, 'p2': step_p2, 'p3': step_p3, 'p4': step_p4, 'p5': step_p5}[phase](
+        nets, x, splits['train'].meanings[:2, :1])
+    loss.backward()
+    assert loss.isfinite()
+    # A bias of the keys moves all scores alike; one that reads z alone has a single key and nothing to choose.
+    idle = r'.*key\.bias|z only\.cross\.\d+\.(norm|attention\.(query|key))\..*'
+    for name, net in learning.items():
+        for key, p in net.named_parameters():
+            if not re.fullmatch(idle, f'{name}.{key}'):
+                assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, f'{name}.{key}'
+    optimizer.step()
+    assert all(p.isfinite().all() for net in learning.values() for p in net.parameters())
+
+
+# ---- P1 -------------------------------------------------------------------------------------------------------------
+
+GOOD_CANVAS = {'alpha': [2.0] * 6, 'alpha_hann': [2.0] * 6, 'tv': 0.5, 'kurtosis': [5.0] * 6, 'max_correlation': 0.1,
+               'share_total': 0.5, 'lattice': 1.0}
+
+
+def failing(criteria):
+    return [i for i, row in enumerate(criteria) if not row[3]]
+
+
+def test_canvas_gate():
+    assert not failing(p1_canvas.canvas_gate([GOOD_CANVAS] * 5))
+    assert not failing(p1_canvas.canvas_gate([GOOD_CANVAS | {'alpha': [2.0] * 4 + [0.0, 9.0]}] * 3)), 'four of six'
+    assert failing(p1_canvas.canvas_gate([GOOD_CANVAS] * 2)) == [0, 1, 3], 'two evaluations are not three'
+    for change, at in (({'alpha': [2.0] * 3 + [2.6] * 3}, 0), ({'alpha_hann': [1.4] * 3 + [2.0] * 3}, 1),
+                       ({'tv': 0.6}, 3), ({'kurtosis': [5.0] * 5 + [3.0]}, 4), ({'max_correlation': 0.31}, 5),
+                       ({'share_total': 0.19}, 6), ({'lattice': 2.1}, 7), ({'lattice': math.nan}, 7)):
+        assert failing(p1_canvas.canvas_gate([GOOD_CANVAS] * 2 + [GOOD_CANVAS | change])) == [at]
+        earlier = [GOOD_CANVAS | change] + [GOOD_CANVAS] * 2
+        assert failing(p1_canvas.canvas_gate(earlier)) == ([at] if at in (0, 1, 3) else []), 'slopes and TV must last'
+        assert not failing(p1_canvas.canvas_gate([GOOD_CANVAS | change] + [GOOD_CANVAS] * 3))
+    assert failing(p1_canvas.canvas_gate([GOOD_CANVAS | {'tv': 0.01}] * 3)) == [2]
+
+
+def test_prior_input():
+    V = torch.randn(2, 6, 8, 8)
+    assert torch.equal(p1_canvas.prior_input(V, 5, 5, 5), V)
+    assert torch.equal(p1_canvas.prior_input(V, 4, 5, 0), priors.gaussian_blur(V, 0.8))
+    both = p1_canvas.prior_input(V, 4, 0, 5)
+    assert both.shape == (2, 8, 8, 8) and torch.equal(both[:, :6], V)
+    assert both[0, 6, 3].tolist() == both[1, 7, :, 3].tolist() == pytest.approx(np.linspace(-1, 1, 8).tolist())
+
+
+def test_reconstruction_does_not_depend_on_padding_or_on_how_the_batch_is_cut():
+    V, x = torch.randn(4, 2, 8, 8), torch.randint(4, 20, (4, 8))
+    x[0, 3:], x[1, 5:] = 0, 0
+    decoder = TextDecoder(20, 2, 8, 2, dim=16, layers=1, heads=2, hidden=16, memory='canvas').eval()
+    whole = p1_canvas.reconstruction(decoder, V, None, x)
+    halves = [p1_canvas.reconstruction(decoder, v, None, F.pad(t, (0, 4))) for v, t in zip(V.chunk(2), x.chunk(2))]
+    assert torch.allclose(whole, sum(halves) / 2)
+
+
+# ---- P2 -------------------------------------------------------------------------------------------------------------
+
+MEANINGS = torch.tensor([[7, 8, 9], [8, 5, 7], [4, 4, 6]])    # scene 1 is scene 0's first counterfactual, and so on
+VALID = torch.tensor([[True, True, True], [True, True, True], [True, False, True]])
+
+
+def by_hand(queries, keys, meanings, valid, temperature, scenes_only=False, mask=True):
+    """InfoNCE written as it reads: a row against itself and all valid rows that mean something else."""
+    losses = []
+    for i in range(len(queries)):
+        if valid[i] and not (scenes_only and i % 3):
+            rivals = [j for j in range(len(keys)) if valid[j] and (j == i or not mask or meanings[j] != meanings[i])]
+            scores = torch.stack([queries[i] @ keys[j] / temperature for j in rivals])
+            losses.append(-scores.log_softmax(0)[rivals.index(i)])
+    return torch.stack(losses).mean()
+
+
+def test_contrast_hides_exactly_the_false_negatives():
+    Z = F.normalize(torch.randn(3, 3, 3, 5), dim=-1).requires_grad_()
+    a, b, c = Z.flatten(0, 1).unbind(1)
+    ids, ok = MEANINGS.flatten(), VALID.flatten()
+
+    def close(options, expected, stage=3):
+        assert torch.allclose(p2_contrast.contrast(Z, MEANINGS, VALID, stage, 0.3, **options), expected, rtol=1e-5)
+    symmetric = (by_hand(a, b, ids, ok, 0.3) + by_hand(b, a, ids, ok, 0.3)) / 2
+    close({}, symmetric)
+    close({}, symmetric, stage=1)
+    close({'anchors': False}, by_hand(a, b, ids, ok, 0.3, scenes_only=True))
+    close({'mask_false_negatives': False},
+          (by_hand(a, b, ids, ok, 0.3, mask=False) + by_hand(b, a, ids, ok, 0.3, mask=False)) / 2)
+    close({}, symmetric + by_hand(c, a, ids, ok, 0.3), stage=2)
+    assert not torch.allclose(symmetric, by_hand(a, b, ids, ok, 0.3, mask=False), rtol=1e-3)
+
+    # A false negative and a row that is not valid leave no trace in a loss that they are not rows of.
+    first = torch.arange(9) == 0
+    hidden = (ids == ids[0]) & ~first | ~ok
+    grad, = torch.autograd.grad(p2_contrast.info_nce(a[:1].expand(9, -1), b, hidden[None], first, 0.3), Z)
+    touched = grad[:, :, 1].abs().sum(-1).flatten() > 0
+    assert touched.tolist() == [True, True, True, True, True, False, True, False, True]
+
+
+def test_stage_2_does_not_move_the_canonical_rows():
+    Z = F.normalize(torch.randn(3, 3, 3, 5), dim=-1).requires_grad_()
+    one, two = (torch.autograd.grad(p2_contrast.contrast(Z, MEANINGS, VALID, stage, 0.3), Z)[0] for stage in (1, 2))
+    assert torch.allclose(one[:, :, :2], two[:, :, :2]) and one[:, :, 2].abs().sum() == 0 < two[:, :, 2].abs().sum()
+
+
+def test_swaps_beaten():
+    east, north, west = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    colour, swap, attribute = (data.VARIANTS.index(name) for name in ('colour', 'argument swap', 'attribute swap'))
+    Z = torch.stack([torch.stack(views).view(2, 2, 2) for views in (                # (scene, paraphrase, swap, its own)
+        (east, east, west, west),                                                   # both find their own
+        (east, north, north, east),                                                 # neither does
+        (east, east, north, west),                                                  # the scene does, the swap does not
+        (west, east, east, west))])                                                 # not a swap: does not count
+    variants = torch.tensor([[0, swap], [0, attribute], [0, swap], [0, colour]])
+    valid = torch.ones(4, 2, dtype=torch.bool)
+    assert p2_contrast.swaps_beaten(Z, variants, valid, 3).item() == pytest.approx(3 / 6)
+    valid[1, 1] = False
+    assert p2_contrast.swaps_beaten(Z, variants, valid, 1).item() == pytest.approx(3 / 4)
+    assert p2_contrast.swaps_beaten(Z, variants, torch.zeros_like(valid), 3) == 0
+    free = torch.cat((Z, Z[:, :, 1:].roll(1, 1)), dim=2)      # stage 2 asks the third view, here each other's sentence
+    assert p2_contrast.swaps_beaten(free, variants, valid, 2) == 0
+
+
+def test_retrieval_metrics():
+    """With unit queries e_i the similarities are what one writes down."""
+    similarity = torch.full((6, 6), 0.1).fill_diagonal_(0.5)
+    similarity[1, 3] = 0.6                                    # second
+    similarity[2] = torch.tensor([0.6, 0.6, 0.5, 0.6, 0.6, 0.6])   # sixth
+    rivals = torch.full((6, len(data.FAMILIES)), 0.2)
+    valid = torch.ones_like(rivals, dtype=torch.bool)
+    rivals[3, 0] = 0.7                                        # beaten by a change of colour
+    rivals[4, 4], valid[4, 4] = 0.7, False                    # would be by a swap, but has none
+    negatives = torch.zeros(6, len(data.FAMILIES), 6)
+    negatives[torch.arange(6), :, torch.arange(6)] = rivals
+    m = p2_contrast.retrieval_metrics(torch.eye(6), similarity.T, negatives, valid)
+    assert m['r1'] == pytest.approx(4 / 6) and m['r5'] == pytest.approx(5 / 6) and m['r1_hard'] == pytest.approx(3 / 6)
+    assert m['paraphrase_cosine'] == pytest.approx(0.5)
+    assert m['gap_colour'] == pytest.approx((5 * 0.3 - 0.2) / 6) and m['wins_colour'] == pytest.approx(5 / 6)
+    assert m['gap_argument swap'] == pytest.approx(0.3) and m['wins_argument swap'] == 1
+    assert m['gap'] == pytest.approx((34 * 0.3 - 0.2) / 35)
+    assert {f'{kind}_{family}' for kind in ('gap', 'wins') for family in data.FAMILIES} <= m.keys()
+
+
+def test_cached_backward_has_the_gradient_of_the_whole_batch():
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 4)).double()
+    x, meanings = torch.randn(8, 2, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 5, 6, 7])[:, None]
+    sizes = []
+
+    def forward(part):
+        z = F.normalize(net(part), dim=-1)
+        return z, z[:, 0].square().sum(-1).mean() + part.mean() * z.mean()
+
+    def loss_of_all(z):
+        sizes.append(len(z))
+        return p2_contrast.contrast(z[:, None], meanings, torch.ones(8, 1, dtype=torch.bool), 3, 0.2), 'log'
+    torch.manual_seed(1)
+    outputs = [forward(part) for part in x.chunk(4)]
+    direct = loss_of_all(torch.cat([z for z, _ in outputs]))[0]
+    (direct + sum(local for _, local in outputs) / 4).backward()
+    state, expected = torch.get_rng_state(), [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    torch.manual_seed(1)
+    loss, log = p2_contrast.cached_backward(forward, x.chunk(4), loss_of_all)
+    assert torch.equal(loss, direct.detach()) and log == 'log' and sizes == [8, 8]
+    assert all(torch.allclose(p.grad, g, rtol=1e-9, atol=1e-12) for p, g in zip(net.parameters(), expected))
+    assert torch.equal(torch.get_rng_state(), state), 'the same dropout, and no more of it'
+
+
+def test_contrast_batch(here):
+    corpus = data.load(here.config)[0]['train']
+    for stage, views in ((1, 3), (2, 3), (3, 2)):
+        scenes, variants, renderings, valid = p2_contrast.contrast_batch(corpus, 16, 0, 5, stage, 2, 'count')
+        assert scenes.shape == variants.shape == valid.shape == (16, 3) and renderings.shape == (16, 3, views)
+        assert valid[:, 0].all() and (variants[:, 0] == 0).all() and (variants[~valid] == 0).all()
+        assert not (variants == data.VARIANTS.index('count')).any(), 'left out'
+        assert (corpus.count[scenes, variants] > 0).all()
+        canonical = renderings < corpus.canonical
+        assert canonical[:, :, :2].all() and not canonical[:, :, 2].any() if stage < 3 else not canonical.all()
+        assert (renderings[:, :, 0] != renderings[:, :, 1]).all()
+    again = p2_contrast.contrast_batch(corpus, 16, 0, 5, 3, 2, 'count')
+    assert torch.equal(again[2], renderings) and not torch.equal(
+        p2_contrast.contrast_batch(corpus, 16, 0, 6, 3, 2, 'count')[0], scenes)
+
+
+def test_semantic_gate():
+    good = {'r1': 0.6, 'r5': 0.85, 'r1_hard': 0.85, 'gap': 0.25}
+    good |= {f'gap_{family}': 0.25 for family in data.FAMILIES} | {f'wins_{family}': 0.95 for family in data.FAMILIES}
+    base = {'TF-IDF': dict.fromkeys(good, 0.125)}
+    criteria = p2_contrast.semantic_gate(good, base)
+    assert len(criteria) == 4 + 2 * len(data.FAMILIES) and not failing(criteria)
+    assert all(row[4] == 'TF-IDF 0.12' for row in criteria)
+    names = ['r1', 'r5', 'r1_hard', 'gap', *(f'{kind}_{f}' for f in data.FAMILIES for kind in ('gap', 'wins'))]
+    for i, name in enumerate(names):
+        for value in (good[name] - 0.01, math.nan):
+            assert failing(p2_contrast.semantic_gate(good | {name: value}, base)) == [i]
+
+
+# ---- P3 -------------------------------------------------------------------------------------------------------------
+
+def test_shift_is_a_slice_of_the_canvas_with_its_border_repeated():
+    V, pad = torch.randn(25, 3, 7, 9), 3
+    dy, dx = (d.flatten() for d in torch.meshgrid(torch.arange(-2, 3), torch.arange(-2, 3), indexing='ij'))
+    moved = p3_jitter.shift(V, dy, dx)
+    for v, y, x, result in zip(V.numpy(), dy, dx, moved.numpy()):
+        wide = np.pad(v, ((0, 0), (pad, pad), (pad, pad)), mode='edge')
+        assert (result == wide[:, pad - y:pad - y + 7, pad - x:pad - x + 9]).all()
+
+
+def test_cut_out():
+    V = torch.randn(3, 2, 8, 8)
+    top, left = torch.tensor([0, 2, 6]), torch.tensor([5, 0, 6])
+    for v, y, x, result in zip(V, top, left, p3_jitter.cut_out(V, top, left, 3)):
+        expected = v.clone()
+        expected[:, y:y + 3, x:x + 3] = v.mean((1, 2))[:, None, None]
+        assert torch.equal(result, expected)
+
+
+def test_jitter_is_decided_by_u_alone():
+    V, u = torch.randn(64, 2, 12, 12), torch.rand(64, 7)
+    whole = p3_jitter.jitter(V, u, 0.5, 2, 0.8, 4)
+    torch.manual_seed(9)
+    parts = [p3_jitter.jitter(v, t, 0.5, 2, 0.8, 4) for v, t in zip(V.split(16), u.split(16))]
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
+    none = (u[:, :3] >= 0.5).all(1)
+    assert none.any() and torch.equal(whole[none], V[none]) and not torch.equal(whole[~none], V[~none])
+    assert torch.equal(p3_jitter.jitter(V, u, 0.0, 2, 0.8, 4), V)
+    least, most = torch.zeros(1, 7), torch.full((1, 7), 1 - 2 ** -24)
+    for k, change in ((0, lambda V, d: p3_jitter.shift(V, d, d)), (1, lambda V, d: priors.gaussian_blur(V, 0.8)),
+                      (2, lambda V, d: p3_jitter.cut_out(V, 4 + 2 * d, 4 + 2 * d, 4))):
+        for u, d in ((least, -2), (most, 2)):
+            u = u.clone()
+            u[:, :3] = 1.0
+            u[:, k] = 0.0
+            expected = change(V[:1], torch.tensor([d]))
+            assert torch.allclose(p3_jitter.jitter(V[:1], u, 0.5, 2, 0.8, 4), expected, atol=1e-6)
+
+
+def test_later_gates():
+    before, now = {'r1': 0.90, 'jitter_cosine': 0.6}, {'r1': 0.89, 'jitter_cosine': 0.9}
+    assert not failing(p3_jitter.gate(now, before, [GOOD_CANVAS] * 3))
+    assert failing(p3_jitter.gate(now | {'r1': 0.87}, before, [GOOD_CANVAS] * 3)) == [1]
+    lattice = [GOOD_CANVAS | {'lattice': 3.0}] * 3
+    assert failing(p3_jitter.gate(now | {'jitter_cosine': 0.89}, before, lattice)) == [0, 9]
+
+    m = {'content_accuracy': 0.9, 'content_concept': 0.9, 'shuffle_ce_rise': 0.3, 'cells_content': 3.0,
+         'cells_function': 4.0, 'graph_exact': 0.85, 'graph_f1': 0.9, 'unreadable': 0.0}
+    tables = {'decoder': m, 'no canvas': m}
+    assert not failing(p4_decoder.gate(m, tables, True)) and len(p4_decoder.gate(m, tables, False)) == 4
+    assert failing(p4_decoder.gate(m | {'cells_content': 4.0, 'graph_exact': 0.84}, tables, True)) == [3, 4]
+
+    ways = {'best of k': {'graph_f1': 0.85, 'rouge_l': 0.55, 'cosine': 0.9}}
+    assert not failing(p5_roundtrip.gate(ways, True)) and len(p5_roundtrip.gate(ways, False)) == 2
+    ways = {'best of k': {'graph_f1': 0.84, 'rouge_l': 0.56, 'cosine': 0.89}}
+    assert failing(p5_roundtrip.gate(ways, True)) == [0, 1, 2]
+
+
+# ---- P4 and P5 ------------------------------------------------------------------------------------------------------
+
+def test_shuffle_canvas_keeps_the_pixels_and_loses_their_places():
+    V = torch.randn(3, 2, 4, 4)
+    shuffled = p4_decoder.shuffle_canvas(V)
+    sums, sums_shuffled = (v.flatten(2).sum(1).sort(-1)[0] for v in (V, shuffled))
+    assert torch.equal(sums, sums_shuffled), 'the channels of a pixel stay together'
+    assert not torch.equal(shuffled, V) and torch.equal(shuffled[1:2], p4_decoder.shuffle_canvas(V[1:2]))
+
+
+def test_graph_metrics():
+    original = 'a red cube is on a blue ball'
+    texts = ['a blue ball is under a red cube', 'a blue ball is on a red cube', 'red red red']
+    m = p4_decoder.graph_metrics(texts, [original] * 3)
+    assert m['graph_f1'] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert m['graph_exact'] == pytest.approx(1 / 3) == m['unreadable']
+
+
+def test_paraphrase_metrics():
+    original = 'a red cube is on a blue ball'
+    m = p5_roundtrip.paraphrase_metrics([original, 'nothing of that'], [original] * 2, [1.0, 0.5])
+    assert (m['rouge_l'], m['cosine'], m['distinct'], m['graph_exact']) == (0.5, 0.75, 0.5, 0.5)
+
+
+def test_copied_marks_the_tokens_that_complete_an_n_gram():
+    x = torch.tensor([[10, 11, 12, 13, data.EOS, 0], [20, 21, 22, 20, 21, data.EOS]])
+    y = torch.tensor([[9, 10, 11, 12, 13, data.EOS, 0, 0], [21, 20, 21, 22, 22, 20, 21, data.EOS]])
+    for n, first, second in ((2, [2, 3, 4], [2, 3, 5, 6]), (3, [3, 4], [3, 6]), (4, [4], [])):
+        marked = [row.nonzero()[:, 0].tolist() for row in p5_roundtrip.copied(y, x, n)]
+        assert marked == [first, second], n
+
+
+def test_copy_suppression():
+    x, y = torch.tensor([[10, 11, 12, 13, data.EOS]]), torch.tensor([[9, 10, 11, 12, data.EOS]])
+    logits = torch.randn(1, 5, 16, requires_grad=True)
+    assert p5_roundtrip.copy_suppression(logits.log_softmax(-1), y, x + 20, 3) == 0
+    loss = p5_roundtrip.copy_suppression(logits.log_softmax(-1), y, x, 3)
+    p = logits.softmax(-1)[0, 3, 12]
+    assert loss.item() == pytest.approx(-math.log(1 - p.item()) / 5, rel=1e-5)
+    loss.backward()
+    assert logits.grad[0, 3, 12] > 0 and logits.grad[0, [0, 1, 2, 4]].abs().sum() == 0
+    certain = torch.full((1, 5, 16), -50.0).scatter(2, y[:, :, None], 0.0)
+    assert p5_roundtrip.copy_suppression(certain, y, x, 3).isfinite()
+
+
+def test_straight_through_is_one_hot_forward_and_soft_backward():
+    y, w = torch.tensor([[5, 7, data.EOS, data.PAD]]), torch.randn(1, 4, 9)
+    logits = torch.randn(1, 4, 9, requires_grad=True)
+    hard = p5_roundtrip.straight_through(logits, y)
+    assert torch.allclose(hard[:, :3], F.one_hot(y[:, :3], 9).float(), atol=1e-6) and (hard[:, 3] == 0).all()
+    grad, = torch.autograd.grad((hard * w).sum(), logits)
+    soft, = torch.autograd.grad((logits.softmax(-1) * w).sum(), logits)
+    assert torch.allclose(grad[:, :3], soft[:, :3]) and (grad[:, 3] == 0).all() and grad[:, :3].abs().sum() > 0
+
+
+def test_candidates_of_a_batch_are_those_of_its_rows():
+    """Drawn by u alone: cutting the batch for ranks changes no sentence."""
+    arch = FULL | {'vocab_size': 40, 'dim': 16, 'layers': 1, 'heads': 2, 'hidden': 16, 'cross_hidden': 16,
+                   'cross_layers': 1, 'query_grid': 4, 'size': 16, 'patch': 4, 'z_dim': 8, 'readout_hidden': 8,
+                   'dec_dim': 16, 'dec_layers': 1, 'dec_heads': 2, 'dec_hidden': 16}
+    nets = p4_decoder.build(arch, controls=False)
+    for net in nets.values():
+        net.eval()
+    V, u = torch.randn(4, 6, 16, 16), torch.rand(4, 3, 10)
+    z = nets['readout'](V).detach()
+    y, cosine = p5_roundtrip.candidates(nets, V, z, 3, 10, 0.9, u)
+    assert y.shape == (4, 3, 10) and cosine.shape == (4, 3) and len(y.flatten(0, 1).unique(dim=0)) > 6
+    parts = [p5_roundtrip.candidates(nets, V[i:i + 2], z[i:i + 2], 3, 10, 0.9, u[i:i + 2]) for i in (0, 2)]
+    assert torch.equal(torch.cat([part for part, _ in parts]), y)
+    assert torch.allclose(torch.cat([c for _, c in parts]), cosine, atol=1e-5)
+    again = nets['readout'](nets['encoder'](y[:, 1]))
+    assert torch.allclose((again * z).sum(-1), cosine[:, 1], atol=1e-5)
