@@ -405,7 +405,8 @@ def graph_f1(scene, other):
     return 2 * sum((a & b).values()) / (sum(a.values()) + sum(b.values()))
 
 
-# The sixteen sentences of every montage, neighbours being each other's counterfactuals. Their orbits are held out.
+# The sixteen sentences of every montage, neighbours being each other's counterfactuals; the second and the fifth mean the
+# same. Their orbits are held out.
 EVAL_SENTENCES = (
     'a red cube is on a blue ball', 'a blue ball is on a red cube', 'a blue cube is on a red ball',
     'two red cubes are on a blue ball', 'a red cube is under a blue ball', 'a red cube is left of a blue ball',

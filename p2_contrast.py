@@ -170,7 +170,8 @@ def retrieval_metrics(query, positive, negatives, valid):
     counterfactual family, negatives (S, families, E), valid (S, families). All rows are unit vectors.
 
     r1, r5: rank of the positive among all positives; r1_hard: the query's own counterfactuals are in the pool too;
-    gap_<family>: mean of cos(query, positive) - cos(query, counterfactual); wins_<family>: share above 0."""
+    gap_<family>: mean of cos(query, positive) - cos(query, counterfactual); wins_<family>: share above 0; gap: over all
+    pairs, or against all other scenes where there is no counterfactual."""
     similarity = query @ positive.T                                                   # (S, S)
     own = similarity.diagonal()
     rank = (similarity > own[:, None]).sum(1)
@@ -181,8 +182,9 @@ def retrieval_metrics(query, positive, negatives, valid):
     gaps = own[:, None] - rivals
     for f, family in enumerate(data.FAMILIES):
         here = valid[:, f]
-        metrics[f'gap_{family}'], metrics[f'wins_{family}'] = gaps[here, f].mean(), (gaps[here, f] > 0).float().mean()
-    metrics['gap'] = gaps[valid].mean()
+        if here.any():                                           # a corpus of your own may lack a family, or all
+            metrics[f'gap_{family}'], metrics[f'wins_{family}'] = gaps[here, f].mean(), (gaps[here, f] > 0).float().mean()
+    metrics['gap'] = gaps[valid].mean() if valid.any() else own.mean() - similarity.mean()
     return {name: value.item() for name, value in metrics.items()}
 
 
@@ -257,7 +259,7 @@ def print_sets(run, sets):
     names = ['r1', 'r5', 'r1_hard', 'gap', *(f'{kind}_{family}' for family in data.FAMILIES for kind in ('gap', 'wins'))]
     run.say(f"{'held-out':24s}" + ''.join(f'{split:>14s}' for split in sets))
     for name in names:
-        run.say(f'{name:24s}' + ''.join(f'{metrics[name]:14.3f}' for metrics in sets.values()))
+        run.say(f'{name:24s}' + ''.join(f"{metrics.get(name, float('nan')):14.3f}" for metrics in sets.values()))
 
 
 def semantic_gate(m, base):
@@ -269,7 +271,7 @@ def semantic_gate(m, base):
             ('R@5', '>= 0.85', m['r5'], m['r5'] >= 0.85, beside('r5')),
             ('R@1 with own counterfactuals in the pool +', '>= 0.85', m['r1_hard'], m['r1_hard'] >= 0.85, beside('r1_hard')),
             ('mean cosine gap', '>= 0.25', m['gap'], m['gap'] >= 0.25, beside('gap'))]
-    for family in data.FAMILIES:
+    for family in (family for family in data.FAMILIES if f'gap_{family}' in m):
         gap, wins = m[f'gap_{family}'], m[f'wins_{family}']
         rows += [(f'gap, {family} +', '>= 0.25', gap, gap >= 0.25, beside(f'gap_{family}')),
                  (f'wins, {family} +', '>= 0.95', wins, wins >= 0.95, beside(f'wins_{family}'))]
