@@ -174,7 +174,7 @@ def retrieval_metrics(query, positive, negatives, valid):
     pairs, or against all other scenes where there is no counterfactual."""
     similarity = query @ positive.T                                                   # (S, S)
     own = similarity.diagonal()
-    rank = (similarity > own[:, None]).sum(1)
+    rank = (similarity >= own[:, None]).sum(1) - 1               # a tie counts against: a collapsed z must not pass
     rivals = torch.einsum('se,sfe->sf', query, negatives)                             # (S, families)
     beaten = ((rivals < own[:, None]) | ~valid).all(1)
     metrics = {'r1': (rank < 1).float().mean(), 'r5': (rank < 5).float().mean(),
