@@ -462,9 +462,9 @@ class Tokenizer:
         return [rank + SPECIALS for rank in self.bpe.encode_ordinary(' ' + normalize(text))] + [EOS]
 
     def decode(self, ids):
-        """Text up to the first EOS or PAD; bytes that are no UTF-8 become U+FFFD."""
+        """Text up to the first EOS or PAD, without ids that no token has; bytes that are no UTF-8 become U+FFFD."""
         ids = list(itertools.takewhile(lambda i: i not in (EOS, PAD), ids))
-        return self.bpe.decode_bytes([i - SPECIALS for i in ids if i >= SPECIALS]).decode('utf-8', 'replace').strip()
+        return self.bpe.decode_bytes([i - SPECIALS for i in ids if SPECIALS <= i < self.size]).decode('utf-8', 'replace').strip()
 
     def encode_lines(self, lines):
         """Plain lines (already normalised) -> (ids, lengths): one flat uint16 array, an EOS closing each line. Ten
@@ -632,7 +632,8 @@ class Corpus:
 
     def take(self, scenes, variants, renderings):
         """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8."""
-        width = min(self.width, -(-int(self.lengths[scenes, variants, renderings].max()) // 8) * 8)
+        longest = max(1, int(self.lengths[scenes, variants, renderings].max()))       # all may be empty in your own corpus
+        width = min(self.width, -(-longest // 8) * 8)
         index = [i.to(self.device, non_blocking=True) for i in (scenes, variants, renderings)]
         return self.tokens[index[0], index[1], index[2], :width].long()
 
