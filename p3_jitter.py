@@ -95,7 +95,7 @@ def jitter(V, u, probability, max_shift, blur_sigma, cutout):
 
 
 def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
-    """Cosine of g(V) with g(T(V)) on held-out x (N, T): by shift 0...4 px (mean over eight directions), at +-max_shift
+    """Cosine of g(V) with g(T(V)) on held-out x (N, T): by shift from 0 px on (mean over eight directions), at +-max_shift
     (also the worst of the eight), under blur, and under cutouts in sixteen places."""
     with torch.no_grad():
         V = encode(encoder, x, run)
@@ -108,7 +108,7 @@ def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
             z = readout(V)
         directions = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
         whole = torch.ones(len(V), dtype=torch.long, device=V.device)
-        at = [[cosine(shift(V, whole * dy * px, whole * dx * px)) for dy, dx in directions] for px in range(5)]
+        at = [[cosine(shift(V, whole * dy * px, whole * dx * px)) for dy, dx in directions] for px in range(max(4, max_shift) + 1)]
         places = torch.linspace(0, V.shape[-1] - cutout, 4).long().tolist()
         cuts = [cosine(cut_out(V, whole * top, whole * left, cutout)) for top in places for left in places]
     curve = [sum(c) / len(c) for c in at]
@@ -117,6 +117,7 @@ def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
             'cutout_cosine_worst': min(cuts)}
 
 
+SALT = 500_000_003         # or the jitter of a scene would hang on which scene was drawn
 ROBUST = ('jitter_cosine', 'jitter_cosine_worst', 'blur_cosine', 'cutout_cosine', 'cutout_cosine_worst')
 
 
@@ -167,7 +168,7 @@ def main():
             run.log(step, metrics, prefix='val')
             if run.master:
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {
-                    'montage': pictures, 'titles': list(data.EVAL_SENTENCES), 'shift': torch.arange(5.0),
+                    'montage': pictures, 'titles': list(data.EVAL_SENTENCES), 'shift': torch.arange(float(len(metrics['shift_cosine']))),
                     'shift_cosine': torch.tensor(metrics['shift_cosine']),
                     'jitter_names': ['shift 2 px', 'worst shift', 'blur', 'cutout', 'worst cutout'],
                     'jitter_cosine': torch.tensor([metrics[key] for key in ROBUST]),
@@ -185,7 +186,7 @@ def main():
         for net in nets.values():
             net.train()
         scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out)
-        u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step))
+        u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step + SALT))
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
         u = u[mine].to(run.device)

@@ -24,7 +24,7 @@ from model import PARA
 from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
 from p2_contrast import (cached_backward, contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_gate,
                          semantic_metrics, spread)
-from p3_jitter import jitter, robustness
+from p3_jitter import SALT, jitter, robustness
 from p4_decoder import graph_metrics
 
 out_dir = 'out/p5'        # run folder: checkpoint, metrics, gate, plots
@@ -250,7 +250,7 @@ def main():
         for net in nets.values():
             net.train()
         scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out)
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
         u = torch.rand(*views.shape, 7, generator=generator)
         trips = max(1, generated // batch_size) * batch_size                          # whole scenes, all or some of their rows
         u_trip = torch.rand(batch_size, trips // batch_size, best_of_k, length, generator=generator)
