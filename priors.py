@@ -228,20 +228,14 @@ def gaussian_blur(V, sigma):
 @in_float32
 @in_float32
 def common_loss(V):
-    """What the canvases of unrelated sentences share: <V_i, V_j> a pixel, and twice the same of |V|, over disjoint pairs
-    of rows, each channel's mean removed; scalar.
+    """What the canvases of unrelated sentences share, mean <V_i, V_j> a pixel over disjoint pairs of rows; scalar.
 
-    The expectation is |E V|^2 + 2 |E |V||^2: 0 for natural images, whose mean picture is flat and which are busy nowhere
-    in particular. Without the second part the canvases share one patch and vary its sign. An even number of rows is used,
-    so splitting a batch into even parts never changes it; it can be negative on a small batch.
+    Its expectation is |E V|^2, each channel's mean removed: 0 for natural images, whose mean picture is flat. An even
+    number of rows is used, so splitting a batch into even parts never changes it; it can be negative on a small batch.
     """
-    pairs = len(V) // 2
-    if not pairs:
-        return V.sum() * 0
     V = V - V.mean((2, 3), keepdim=True)
-    size = (V.square() + EPS).sqrt()                       # |V| with a gradient at 0
-    size = size - size.mean((2, 3), keepdim=True)
-    return sum(weight * (x[0:2 * pairs:2] * x[1:2 * pairs:2]).mean() for weight, x in ((1, V), (2, size)))
+    pairs = len(V) // 2
+    return (V[0:2 * pairs:2] * V[1:2 * pairs:2]).mean() if pairs else V.sum() * 0
 
 
 @lru_cache
