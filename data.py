@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import time
 import zlib
 from collections import Counter
@@ -518,15 +519,16 @@ def token_types(tokenizer, vocab_size):
 # The corpus as integer arrays
 
 CANONICAL_RENDERINGS, FREE_RENDERINGS = 2, 4
-SPLITS = ('train', 'val', 'composition', 'template')
+SPLITS = ('train', 'val', 'test', 'composition', 'template')
 HELD_OUT_SIZE = 1024                     # scenes of each held-out split: the paraphrase pool of R@1
 
 
-def scenes_of(split, n, complexity, seed):
-    """n distinct scenes of a split, by rejection. 'template' shares the scenes of 'val' and says them differently."""
-    home = 'val' if split == 'template' else split
-    rand = random.Random(f'{home} {complexity} {seed}').random
-    scenes, seen, tries = [], set(), 0
+def scenes_of(split, n, complexity, seed, without=()):
+    """n distinct scenes of a split, by rejection. 'template' shares the scenes of 'val' and says them differently; 'test'
+    is drawn as 'val' is. without: meanings that may not be among them."""
+    home = 'val' if split in ('template', 'test') else split
+    rand = random.Random(f"{'test' if split == 'test' else home} {complexity} {seed}").random
+    scenes, seen, tries = [], set(without), 0
     while len(scenes) < n:
         tries += 1
         if tries > 500 * n + 100_000:
@@ -643,6 +645,27 @@ class Corpus:
         return self.take(scenes, torch.full_like(scenes, variant),
                          rendering % self.count[scenes, variant].long().clamp(min=1))
 
+    def retrieval_pool(self, n):
+        """Token ids of n scenes for retrieval: query, positive (n, T), negatives (n, families, T), valid (n, families).
+
+        Free renderings; the three are never the same rendering number, so that no wording is shared by construction, where
+        a corpus of one's own has as many: a sentence without a paraphrase has to find itself."""
+        scenes, count = torch.arange(n), self.count[:n].long().clamp(min=1)           # (n,), (n, 1 + families)
+        zero = torch.zeros(n, dtype=torch.long)
+        query, positive = (self.take(scenes, zero, (self.canonical + k) % count[:, 0]) for k in (0, 1))
+        variants = torch.arange(1, count.shape[1]).expand(n, -1)                      # (n, families)
+        negatives = self.take(scenes[:, None].expand_as(variants), variants, (self.canonical + 2) % count[:, 1:])
+        return query, positive, negatives, (self.count[:n, 1:] > 0).to(self.device)
+
+    def clusters(self, n):
+        """Every rendering of n scenes and one sentence of each of their counterfactuals: token ids (N, T), scene (N,),
+        kind (list of N: 'paraphrase' or the family)."""
+        count = self.count[:n].long()
+        rows = [(s, f, r) for s, f in torch.nonzero(count).tolist() for r in range(int(count[s, f]) if f == 0 else 1)]
+        scene, variant, rendering = torch.tensor(rows).unbind(1)
+        kinds = ['paraphrase', *FAMILIES]
+        return self.take(scene, variant, count[scene, variant] - 1 - rendering), scene, [kinds[f] for f in variant]
+
 
 def _folder(config):
     """out/data/<key>: the key names what the arrays depend on, this file's own text included."""
@@ -659,15 +682,17 @@ def prepare(folder, config, say=print):
     """Render (or read) the corpus, train the tokenizer, write arrays.npz, tokenizer.json and eval_pack.jsonl. The folder
     appears under its name only when it is complete."""
     began = time.time()
-    if config['vocab_size'] > 32768:
-        runtime.fail(f"--vocab_size={config['vocab_size']}: at most 32768, ids are 16-bit on the device")
+    if not 256 + SPECIALS <= config['vocab_size'] <= 32768:
+        runtime.fail(f"--vocab_size={config['vocab_size']}: expects {256 + SPECIALS} (the single bytes and {SPECIALS} special "
+                     'tokens) to 32768 (ids are 16-bit on the device)')
     if config['corpus']:
         parts = read_corpus(config['corpus'], say)
     else:
         sizes = {split: HELD_OUT_SIZE for split in SPLITS} | {'train': config['num_scenes']}
         parts, scenes = {}, {}
         for split in SPLITS:
-            scenes[split] = scenes_of(split, sizes[split], config['complexity'], config['data_seed'])
+            known = parts['val'][2].ravel().tolist() if split == 'test' else ()       # nothing that a choice was made on
+            scenes[split] = scenes_of(split, sizes[split], config['complexity'], config['data_seed'], known)
             parts[split] = *render_split(split, scenes[split], config['data_seed']), CANONICAL_RENDERINGS
         seen = set(parts['train'][2][parts['train'][1] > 0].tolist())
         for split in SPLITS[1:]:
@@ -676,17 +701,21 @@ def prepare(folder, config, say=print):
     tokenizer = Tokenizer.train(itertools.islice(filter(None, parts['train'][0]), 200_000), config['vocab_size'])
     temporary = Path(f'{folder}.{os.getpid()}.tmp')
     temporary.mkdir(parents=True)
-    for split, (lines, count, meanings, canonical_count) in parts.items():
-        tokens, lengths = _pack(lines, count, tokenizer, config['max_length'])
-        np.savez(temporary / f'{split}.npz', tokens=tokens, lengths=lengths, count=count, meanings=meanings,
-                 canonical=canonical_count)
-    (temporary / 'tokenizer.json').write_text(json.dumps(tokenizer.state()))
-    write_eval_pack(temporary / 'eval_pack.jsonl', *parts['val'][:2])
-    lines = sum(map(len, (part[0] for part in parts.values())))
     try:
-        temporary.rename(folder)
-    except OSError:                          # another process was faster and wrote the same
-        pass
+        for split, (lines, count, meanings, canonical_count) in parts.items():
+            tokens, lengths = _pack(lines, count, tokenizer, config['max_length'])
+            np.savez(temporary / f'{split}.npz', tokens=tokens, lengths=lengths, count=count, meanings=meanings,
+                     canonical=canonical_count)
+        (temporary / 'tokenizer.json').write_text(json.dumps(tokenizer.state()))
+        write_eval_pack(temporary / 'eval_pack.jsonl', *parts['val'][:2])
+        try:
+            temporary.rename(folder)
+        except OSError:                      # another process was faster and wrote the same
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    lines = sum(map(len, (part[0] for part in parts.values())))
     say(f'prepared {folder}: {lines} sentences, {tokenizer.size} tokens in the vocabulary, {time.time() - began:.0f} s')
 
 
@@ -781,7 +810,7 @@ def load(config, run=None):
     """The prepared corpus of a run -> ({split: Corpus}, Tokenizer), prepared first where it is missing (by rank 0).
 
     config: corpus, num_scenes, complexity, data_seed, vocab_size, max_length. The splits of a corpus of your own are
-    'train' and 'val'."""
+    'train' and 'val', and 'test' is the same as 'val'."""
     if config['corpus'] and not Path(config['corpus']).is_file():
         runtime.fail(f"--corpus={config['corpus']}: no such file")
     folder, device, say = _folder(config), run.device if run else 'cpu', run.say if run else print
@@ -796,6 +825,7 @@ def load(config, run=None):
         if (folder / f'{split}.npz').exists():
             with np.load(folder / f'{split}.npz') as arrays:
                 splits[split] = Corpus(arrays, device)
+    splits.setdefault('test', splits['val'])
     return splits, tokenizer
 
 

@@ -152,9 +152,9 @@ def token_metrics(decoder, V, z, x, types, concepts, run, batch=256):
     return {name: value.item() for name, value in metrics.items()}
 
 
-def evaluate(encoder, decoder, val, types, concepts, run, cell):
-    """Statistics of held-out canvases, and how much of the sentence the throwaway decoder reads from them."""
-    x = val.fixed()
+def evaluate(encoder, decoder, held_out, types, concepts, run, cell):
+    """Statistics of the canvases of a held-out split, and how much of the sentence the throwaway decoder reads from them."""
+    x = held_out.fixed()
     V = encode(encoder, x, run)
     metrics = canvas_metrics(V, cell)
     if decoder is not None:
@@ -209,7 +209,7 @@ def main():
     if complexity not in (1, 2, 3):
         runtime.fail(f'--complexity={complexity}: expects 1, 2 or 3')
     splits, tokenizer = data.load(config, run)
-    train, val = splits['train'], splits['val']
+    train = splits['train']
     if tokenizer.size > vocab_size:
         runtime.fail(f'the tokenizer has {tokenizer.size} tokens, more than vocab_size {vocab_size}')
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, vocab_size))
@@ -236,8 +236,9 @@ def main():
         if step % eval_every == 0 or last:
             for net in nets.values():
                 net.eval()
+            held_out = splits['test' if last else 'val']      # choices are made on val; the gate sees scenes that none was made on
             with ema.weights():
-                metrics, V = evaluate(encoder, decoder if lambda_rec else None, val, types, concepts, run, cell)
+                metrics, V = evaluate(encoder, decoder if lambda_rec else None, held_out, types, concepts, run, cell)
                 pictures = encode(encoder, montage, run)
             evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
@@ -260,6 +261,7 @@ def main():
         x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size), 0]
         stride = max(1, batch_size // prior_samples)      # the priors see the same canvases however the batch is split
         ramp = 0.0 if came_in is None else min(1.0, (step - came_in + 1) / prior_ramp)
+        read = torch.zeros((), device=run.device)
         for part in x.chunk(grad_accum):
             with run.autocast():
                 V = encoder(part)
@@ -268,14 +270,15 @@ def main():
             image = priors.image_prior_loss(terms, weights(config))
             loss = ramp * image + lambda_rec * rec
             (loss / grad_accum).backward()
+            read += rec.detach() / grad_accum
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
-        rec_mean.lerp_(rec.detach(), 0.1)
+        rec_mean.lerp_(read, 0.1)
         if step % log_every == 0:
-            run.log(step, {'loss': loss, 'image': image, 'rec': rec, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+            run.log(step, {'loss': loss, 'image': image, 'rec': read, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
             runtime.mean_over_ranks(rec_mean, run)
             if came_in is None and (rec_mean.item() < prior_gate or step >= lr_steps // 2):
                 came_in = step + 1

@@ -17,8 +17,8 @@ import data
 import plot
 import priors
 import runtime
-from model import Readout
 import p1_canvas
+from model import Readout
 from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, noisy, reconstruction, token_metrics, weights
 
 out_dir = 'out/p2'        # run folder: checkpoint, metrics, gate, plots
@@ -188,26 +188,10 @@ def retrieval_metrics(query, positive, negatives, valid):
     return {name: value.item() for name, value in metrics.items()}
 
 
-def evaluation_views(corpus, n):
-    """Token ids of n scenes for retrieval: query, positive (n, T) and negatives (n, families, T), valid (n, families).
-    Free renderings; the three are never the same rendering number, so that no wording is shared by construction, where
-    a corpus of one's own has as many: a sentence without a paraphrase has to find itself."""
-    scenes, count = torch.arange(n), corpus.count[:n].long().clamp(min=1)             # (n,), (n, 1 + families)
-    first = corpus.canonical
-    zero = torch.zeros(n, dtype=torch.long)
-    query, positive = (corpus.take(scenes, zero, (first + k) % count[:, 0]) for k in (0, 1))
-    variants = torch.arange(1, count.shape[1]).expand(n, -1)                          # (n, families)
-    return (query, positive, corpus.take(scenes[:, None].expand_as(variants), variants, (first + 2) % count[:, 1:]),
-            corpus.count[:n, 1:] > 0)
-
-
 def semantic_metrics(encode_z, corpus, n=1024):
     """retrieval_metrics of a split under any embedding encode_z: (N, T) -> (N, E) unit vectors."""
-    n = min(n, corpus.size)
-    query, positive, negatives, valid = evaluation_views(corpus, n)
-    families = negatives.shape[1]
-    return retrieval_metrics(encode_z(query), encode_z(positive), encode_z(negatives.flatten(0, 1)).unflatten(0, (n, families)),
-                             valid.to(query.device))
+    query, positive, negatives, valid = corpus.retrieval_pool(min(n, corpus.size))
+    return retrieval_metrics(encode_z(query), encode_z(positive), encode_z(negatives.flatten(0, 1)).unflatten(0, valid.shape), valid)
 
 
 def baselines(train, corpus, vocab_size, n):
@@ -221,14 +205,13 @@ def baselines(train, corpus, vocab_size, n):
                 tfidf.transform(counts(x).cpu().numpy()).toarray()).float().to(x.device), corpus, n)}
 
 
-def evaluate(encoder, readout, decoder, splits, types, concepts, run, cell, n=1024):
-    """Held-out metrics: retrieval and gaps on new scenes, P1's canvas statistics, what the throwaway decoder reads."""
+def evaluate(encoder, readout, decoder, held_out, types, concepts, run, cell, n=1024):
+    """Metrics on a held-out split: retrieval and gaps on new scenes, P1's canvas statistics, what the throwaway decoder reads."""
     def encode_z(x):
         return embed(encoder, readout, x, run)
 
-    val = splits['val']
-    metrics = semantic_metrics(encode_z, val, n)
-    x = val.fixed(n)
+    metrics = semantic_metrics(encode_z, held_out, n)
+    x = held_out.fixed(n)
     V = encode(encoder, x, run)
     metrics |= canvas_metrics(V, cell)
     if decoder is not None:
@@ -239,19 +222,6 @@ def evaluate(encoder, readout, decoder, splits, types, concepts, run, cell, n=10
 def held_out_sets(encode_z, splits, n=1024):
     """The same semantic metrics on every held-out split, side by side: {split: metrics}."""
     return {name: semantic_metrics(encode_z, splits[name], n) for name in splits if name != 'train'}
-
-
-def tsne_arrays(encode_z, corpus, n=20):
-    """What plot.py needs for a t-SNE of n scenes: every rendering of each, and one sentence a counterfactual family."""
-    n = min(n, corpus.size)
-    count = corpus.count[:n].long()
-    scene, variant, rendering = [], [], []
-    for s, f in torch.nonzero(count).tolist():
-        for r in range(int(count[s, f]) if f == 0 else 1):
-            scene.append(s), variant.append(f), rendering.append(count[s, f] - 1 - r)
-    x = corpus.take(*(torch.tensor(index) for index in (scene, variant, rendering)))
-    return {'tsne_z': encode_z(x), 'tsne_scene': torch.tensor(scene),
-            'tsne_kind': [data.FAMILIES[f - 1] if f else 'paraphrase' for f in variant]}
 
 
 def print_sets(run, sets):
@@ -278,28 +248,6 @@ def semantic_gate(m, base):
     return rows
 
 
-def cached_backward(forward, parts, loss_of_all):
-    """Gradient caching (Gao et al. 2021): the contrast sees all parts at once, memory holds one part at a time.
-
-    forward(part) -> (z, local loss); loss_of_all(z) -> (loss, log). First all z without graphs, then the gradient of the
-    loss at z, then each part again with its share of that gradient. Dropout repeats itself by replaying the random state."""
-    states, cached = [], []
-    for part in parts:
-        states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
-        with torch.no_grad():
-            cached.append(forward(part)[0])
-    z = torch.cat(cached).requires_grad_()
-    loss, log = loss_of_all(z)
-    loss.backward()
-    for part, state, gradient in zip(parts, states, z.grad.split([len(c) for c in cached])):
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1])
-        z, local = forward(part)
-        ((z * gradient).sum() + local / len(parts)).backward()
-    return loss.detach(), log
-
-
 def main():
     if staged and (negatives == 0 or leave_out == 'argument swap'):
         runtime.fail('the stages end when argument swaps are told apart: use --negatives=2 and train on them, or --staged=false')
@@ -314,7 +262,7 @@ def main():
     for name in ('encoder', 'decoder'):
         nets[name].load_state_dict(previous['ema'][name])
     cell = arch['size'] // arch['query_grid']
-    untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['val'])
+    untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['test'])
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
@@ -332,10 +280,12 @@ def main():
         if step % eval_every == 0 or last:
             for net in nets.values():
                 net.eval()
+            held_out = splits['test' if last else 'val']      # as in P1
             with ema.weights():
-                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, splits, types, concepts, run, cell)
+                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts, run, cell)
                 pictures = encode(encoder, montage, run)
-                scatter = tsne_arrays(lambda x: embed(encoder, readout, x, run), splits['val']) if last else {}
+                sentences, scene, kind = splits['val'].clusters(20)
+                scatter = {'tsne_z': embed(encoder, readout, sentences, run), 'tsne_scene': scene, 'tsne_kind': kind}
             evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics | {'stage': stage}, prefix='val')
@@ -390,7 +340,7 @@ def main():
             nce, beaten = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, beaten = cached_backward(forward, list(zip(x.chunk(grad_accum), index.chunk(grad_accum))), loss_of_all)
+            nce, beaten = runtime.cached_backward(forward, list(zip(x.chunk(grad_accum), index.chunk(grad_accum))), loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()
@@ -406,7 +356,7 @@ def main():
 
     with ema.weights():
         sets = held_out_sets(lambda x: embed(encoder, readout, x, run), splits)
-    base = baselines(train, splits['val'], tokenizer.size, 1024) | {'untrained': untrained}
+    base = baselines(train, splits['test'], tokenizer.size, 1024) | {'untrained': untrained}
     print_sets(run, sets)
     runtime.write_gate(run, semantic_gate(metrics, base) + canvas_gate(evaluations))
 

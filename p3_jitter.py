@@ -15,7 +15,7 @@ import plot
 import priors
 import runtime
 from p1_canvas import GATED, canvas_gate, encode, noisy, reconstruction, weights
-from p2_contrast import (build, cached_backward, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
+from p2_contrast import (build, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
                          semantic_metrics, spread)
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
@@ -134,7 +134,7 @@ def main():
     previous = runtime.inherit(run, init_from, 'p2', 'python p2_contrast.py')
     arch = previous['arch']
     splits, tokenizer = data.load(arch['data'], run)
-    train, val = splits['train'], splits['val']
+    train = splits['train']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = {name: net.to(run.device) for name, net in build(arch).items()}
     encoder, decoder, readout = nets.values()
@@ -142,8 +142,7 @@ def main():
         net.load_state_dict(previous['ema'][name])
         net.eval()
     cell = arch['size'] // arch['query_grid']
-    x_val = val.fixed(512)
-    before = {'r1': previous['metrics']['r1'], **robustness(encoder, readout, x_val, run, max_shift, blur_sigma, cutout)}
+    before = {'r1': previous['metrics']['r1'], **robustness(encoder, readout, splits['test'].fixed(512), run, max_shift, blur_sigma, cutout)}
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
@@ -159,9 +158,10 @@ def main():
         if step % eval_every == 0 or last:
             for net in nets.values():
                 net.eval()
+            held_out = splits['test' if last else 'val']      # as in P1
             with ema.weights():
-                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, splits, types, concepts, run, cell)
-                metrics |= robustness(encoder, readout, x_val, run, max_shift, blur_sigma, cutout)
+                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts, run, cell)
+                metrics |= robustness(encoder, readout, held_out.fixed(512), run, max_shift, blur_sigma, cutout)
                 pictures = encode(encoder, montage, run)
             evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
@@ -219,7 +219,7 @@ def main():
             nce, _ = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, _ = cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, index)))), loss_of_all)
+            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, index)))), loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()

@@ -174,7 +174,7 @@ def main():
     arch = previous['arch'] | {'dec_dim': dec_dim, 'dec_layers': dec_layers, 'dec_heads': dec_heads, 'dec_hidden': dec_hidden,
                                'dec_dropout': dropout}
     splits, tokenizer = data.load(arch['data'], run)
-    train, val, checked = splits['train'], splits['val'], not arch['data']['corpus']
+    train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = {name: net.to(run.device) for name, net in build(arch, controls).items()}
     for name in ('encoder', 'readout'):
@@ -190,23 +190,23 @@ def main():
     state = runtime.resume(run, nets, optimizer, ema)
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     runtime.compile_nets(nets, run)
-    x_val = val.fixed(512)
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
         if step % eval_every == 0 or last:
             for net in decoders.values():
                 net.eval()
+            x_held = splits['test' if last else 'val'].fixed(512)      # as in P1
             with ema.weights():
-                metrics, tables, pairs, (V, z) = evaluate(nets, x_val, types, concepts, tokenizer, run, checked)
-                maps = attention_maps(nets['decoder'], V[:4], z[:4], x_val[:4], run)
+                metrics, tables, pairs, (V, z) = evaluate(nets, x_held, types, concepts, tokenizer, run, checked)
+                maps = attention_maps(nets['decoder'], V[:4], z[:4], x_held[:4], run)
             run.log(step, metrics, prefix='val')
             if run.master:
                 words = [[tokenizer.decode([i]) if i >= data.SPECIALS else '.' if i == data.EOS else '' for i in row]
-                         for row in x_val[:4].tolist()]
+                         for row in x_held[:4].tolist()]
                 plot.evaluation(run.dir, step, {
                     'attention': maps, 'attention_tokens': words,
-                    'attention_types': [[data.TYPES[types[i]] for i in row] for row in x_val[:4].tolist()],
+                    'attention_types': [[data.TYPES[types[i]] for i in row] for row in x_held[:4].tolist()],
                     'ce_types': ['function', *data.TYPES[1:]],
                     'ce_values': torch.tensor([metrics[f'ce_{name}'] for name in ('function', *data.TYPES[1:])]),
                     'controls_names': list(tables), 'controls_ce': torch.tensor([t['ce'] for t in tables.values()]),

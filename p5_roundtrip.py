@@ -20,9 +20,9 @@ import p4_decoder
 import plot
 import priors
 import runtime
-from model import PARA
+from model import BOS, PARA
 from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
-from p2_contrast import (cached_backward, contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_gate,
+from p2_contrast import (contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_gate,
                          semantic_metrics, spread)
 from p3_jitter import SALT, jitter, robustness
 from p4_decoder import graph_metrics
@@ -107,24 +107,24 @@ def straight_through(logits, y):
 
 
 @torch.no_grad()
-def candidates(nets, V, z, k, length, top_p, u):
-    """k free-run paraphrases of each canvas, all in one batch -> ids (B, k, length), their cosine with z (B, k).
+def candidates(nets, V, z, k, length, top_p, u, start=PARA):
+    """k free-run sentences of each canvas, all in one batch -> ids (B, k, length), their cosine with z (B, k).
     u (B, k, length) uniform numbers."""
     B = len(V)
-    y = nets['decoder'].generate(V.repeat_interleave(k, 0), z.repeat_interleave(k, 0), length, PARA, top_p, u.flatten(0, 1))
+    y = nets['decoder'].generate(V.repeat_interleave(k, 0), z.repeat_interleave(k, 0), length, start, top_p, u.flatten(0, 1))
     z_y = nets['readout'](nets['encoder'](y))
     return y.unflatten(0, (B, k)), (z_y.unflatten(0, (B, k)) * z[:, None]).sum(-1)
 
 
-def round_trip(nets, x, V, z, k, top_p, u, n):
+def round_trip(nets, x, V, z, k, top_p, u, n, start=PARA):
     """-> (L_cycle, L_copy) of the best of k candidates of each x (B, T); u (B, k, L)."""
     for net in nets.values():
         net.eval()
-    y, cosine = candidates(nets, V.detach(), z.detach(), k, u.shape[2], top_p, u)
+    y, cosine = candidates(nets, V.detach(), z.detach(), k, u.shape[2], top_p, u, start)
     for net in nets.values():
         net.train()
     y = y[torch.arange(len(y), device=y.device), cosine.argmax(1)]                    # (B, L)
-    logits = nets['decoder'](y, V, z, PARA)
+    logits = nets['decoder'](y, V, z, start)
     again = nets['readout'](nets['encoder'](y, soft=straight_through(logits, y)))
     cycle = 1 - (again * z.detach()).sum(-1).mean()
     return cycle, copy_suppression(logits.log_softmax(-1), y, x, n)
@@ -139,7 +139,7 @@ def paraphrase_metrics(texts, originals, cosines):
 
 
 @torch.no_grad()
-def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length):
+def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
     """Held-out x (N, T) -> ({way of decoding: metrics}, rows for samples.jsonl). Ways: greedy, one sample, best of k by
     cosine (the model's own choice), best of k by Graph F1 (an oracle), and copying the input."""
     originals = [tokenizer.decode(row) for row in x.tolist()]
@@ -150,8 +150,8 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length):
         with run.autocast():
             V = nets['encoder'](part)
             z = nets['readout'](V)
-            y, cosine = candidates(nets, V, z, k, length, top_p, u)
-            g = nets['decoder'].generate(V, z, length, PARA)
+            y, cosine = candidates(nets, V, z, k, length, top_p, u, start)
+            g = nets['decoder'].generate(V, z, length, start)
             greedy_cosine.append((nets['readout'](nets['encoder'](g)) * z).sum(-1))
         ys.append(y), cosines.append(cosine), greedy.append(g)
     y, cosine = torch.cat(ys), torch.cat(cosines)
@@ -197,7 +197,7 @@ def main():
     previous = runtime.inherit(run, init_from, 'p4', 'python p4_decoder.py')
     arch = previous['arch']
     splits, tokenizer = data.load(arch['data'], run)
-    train, val, checked = splits['train'], splits['val'], not arch['data']['corpus']
+    train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = {name: net.to(run.device) for name, net in p4_decoder.build(arch, controls=False).items()}
     encoder, readout, decoder = nets.values()
@@ -211,8 +211,9 @@ def main():
     evaluations = state['extra']['evaluations'] if state else []
     runtime.compile_nets(nets, run)
     parameters = [p for net in nets.values() for p in net.parameters()]
-    x_val, montage = val.fixed(512), tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     length = min(arch['max_length'], train.width)
+    start_token = PARA if paraphrase_share else BOS       # the free run starts with what it was taught to start with
     stride = max(1, batch_size // prior_samples)      # as in P2
 
     for step in run.steps(start, max_steps):
@@ -220,14 +221,16 @@ def main():
         if step % eval_every == 0 or last:
             for net in nets.values():
                 net.eval()
+            held_out = splits['test' if last else 'val']      # as in P1
+            x_held = held_out.fixed(512)
             with ema.weights():
-                metrics = semantic_metrics(lambda x: embed(encoder, readout, x, run), val)
-                V, z = encode(encoder, x_val, run), embed(encoder, readout, x_val, run)
-                metrics |= canvas_metrics(V, cell) | robustness(encoder, readout, x_val, run, max_shift, blur_sigma, cutout)
-                metrics |= token_metrics(decoder, V, z, x_val, types, concepts, run)
-                shuffled = token_metrics(decoder, p4_decoder.shuffle_canvas(V), z, x_val, types, concepts, run)
+                metrics = semantic_metrics(lambda x: embed(encoder, readout, x, run), held_out)
+                V, z = encode(encoder, x_held, run), embed(encoder, readout, x_held, run)
+                metrics |= canvas_metrics(V, cell) | robustness(encoder, readout, x_held, run, max_shift, blur_sigma, cutout)
+                metrics |= token_metrics(decoder, V, z, x_held, types, concepts, run)
+                shuffled = token_metrics(decoder, p4_decoder.shuffle_canvas(V), z, x_held, types, concepts, run)
                 metrics['shuffle_ce_rise'] = shuffled['ce'] / metrics['ce'] - 1
-                ways, rows = evaluate_paraphrases(nets, x_val, tokenizer, run, best_of_k, top_p, length)
+                ways, rows = evaluate_paraphrases(nets, x_held, tokenizer, run, best_of_k, top_p, length, start_token)
                 pictures = encode(encoder, montage, run)
             metrics |= ways['best of k']
             evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
@@ -276,7 +279,7 @@ def main():
                 para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if paraphrase_share else z.new_zeros(())
                 tripping = rows.view(x.shape[:3])[:, :u_trip.shape[1], 0].flatten()
                 cycle, copy = round_trip(nets, flat[tripping], V[tripping], z[tripping], best_of_k, top_p, u_trip.flatten(0, 1),
-                                         copy_ngram)
+                                         copy_ngram, start_token)
             z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()
             seen = V[some][::stride][:max(1, prior_samples // parts)]
@@ -294,7 +297,7 @@ def main():
             nce, _ = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, _ = cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, u_trip, index)))), loss_of_all)
+            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, u_trip, index)))), loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()

@@ -6,6 +6,7 @@ can be drawn again, or differently, from the files alone.
 Reads:  out/pN/plots/step_*.npz, metrics.jsonl, samples.jsonl, gate.json      Writes: out/pN/plots/*.png, out/gates.png
     python plot.py --run=out/p1
     python plot.py --gates=true
+    python plot.py --gates=true --out=out/seed0,out/seed1,out/seed2      # mean ± sd over the runs
 """
 import colorsys
 import json
@@ -27,7 +28,7 @@ import priors
 import runtime
 
 run = ''          # one run folder; '' is every p*/ in `out`
-out = 'out'       # the folder that holds the run folders
+out = 'out'       # the folder that holds the run folders; with gates also several, a,b,c: one a seed
 gates = False     # a table of all gates, drawn and printed, instead of the figures
 config = runtime.configure(globals())
 
@@ -542,6 +543,27 @@ def gate_rows(folders):
              'PASS' if row['pass'] else 'FAIL') for gate in found for row in gate['criteria']]
 
 
+def gates_over_seeds(chains):
+    """The gates of n chains of run folders as aligned text: mean ± standard deviation (n - 1) of each criterion, its worst
+    value, and in how many chains it passes. Raises SystemExit(2), after one line, unless all have the same criteria."""
+    tables = [gate_rows(folders) for folders in chains]
+    names = [[row[:2] for row in table] for table in tables]
+    if any(other != names[0] for other in names):
+        runtime.fail(f'{out}: these runs do not have the same criteria; have all of them ended?')
+    lines = [('phase', 'criterion', 'target', 'mean ± sd', 'lowest', 'highest', 'passes')]
+    for rows in zip(*tables):
+        phase, name, target = rows[0][:3]
+        values = np.array([float('nan') if row[3] == '–' else float(row[3]) for row in rows])
+        passed = sum(row[5] == 'PASS' for row in rows)
+        lines.append((phase, name, target if all(row[2] == target for row in rows) else 'differs',
+                      f'{values.mean():.3g} ± {values.std(ddof=1):.2g}', f'{values.min():.4g}', f'{values.max():.4g}',
+                      f'{passed} of {len(rows)}'))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    whole = [sum(row[5] == 'PASS' for row in table) for table in tables]
+    return '\n'.join([*lines, f"criteria that pass, of {len(tables[0])}: {', '.join(map(str, whole))}"])
+
+
 def gates(folders):
     """Draw the gates of run folders as one table, gates.png beside the folders; returns its path."""
     rows = gate_rows(folders)
@@ -579,8 +601,12 @@ def redraw(folder):
 
 
 def main():
-    folders = [Path(run)] if run else sorted(path for path in Path(out).glob('p*') if path.is_dir())
-    if config['gates']:                                                       # by now `gates` is the function
+    chains = [sorted(path for path in Path(folder).glob('p*') if path.is_dir()) for folder in out.split(',')]
+    folders = [Path(run)] if run else chains[0]
+    if config['gates'] and len(chains) > 1:                                   # by now `gates` is the function
+        print(gates_over_seeds(chains))
+        return
+    if config['gates']:
         gates(folders)
         print(gates_text(folders))
         return

@@ -226,7 +226,6 @@ def gaussian_blur(V, sigma):
 
 
 @in_float32
-@in_float32
 def common_loss(V):
     """What the canvases of unrelated sentences share, mean <V_i, V_j> a pixel over disjoint pairs of rows; scalar.
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import tokenize
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -467,6 +468,28 @@ def gather(x, run):
     return x if run.world == 1 else _Gather.apply(x, run)
 
 
+def cached_backward(forward, parts, loss_of_all):
+    """Gradient caching (Gao et al. 2021): the contrast sees all parts at once, memory holds one part at a time.
+
+    forward(part) -> (z, local loss); loss_of_all(z) -> (loss, log). First all z without graphs, then the gradient of the
+    loss at z, then each part again with its share of that gradient. Dropout repeats itself by replaying the random state."""
+    states, cached = [], []
+    for part in parts:
+        states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
+        with torch.no_grad():
+            cached.append(forward(part)[0])
+    z = torch.cat(cached).requires_grad_()
+    loss, log = loss_of_all(z)
+    loss.backward()
+    for part, state, gradient in zip(parts, states, z.grad.split([len(c) for c in cached])):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1])
+        z, local = forward(part)
+        ((z * gradient).sum() + local / len(parts)).backward()
+    return loss.detach(), log
+
+
 def average_gradients(nets, run):
     """Replace each gradient of {name: net} by its mean over the ranks, in one all-reduce. One process: nothing."""
     if run.world == 1:
@@ -528,7 +551,9 @@ def load_checkpoint(path, phase, made_by):
     if not Path(path).is_file():
         fail(f'{path} does not exist; make it with: {made_by}')
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')    # about a pickle that is not ours; the line below says it better
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         found = checkpoint['phase']
     except Exception as error:    # a damaged zip or pickle raises a dozen different types
         fail(f'{path} is truncated or no checkpoint of ours ({type(error).__name__}); make it with: {made_by}')

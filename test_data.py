@@ -304,9 +304,11 @@ def test_counterfactuals_in_the_arrays_differ_from_their_scene(prepared):
 
 def test_splits_share_no_scene(prepared):
     found = {split: set(meanings.values()) for split, meanings in prepared.meanings.items()}
-    for split in ('val', 'composition', 'template'):
+    for split in ('val', 'test', 'composition', 'template'):
         assert len(found[split]) > 60 and not found['train'] & found[split]
         assert any(line.startswith(split) and line.endswith('shared with train: 0') for line in prepared.said)
+    tested = {meaning for (_, f), meaning in prepared.meanings['test'].items() if f == 0}
+    assert len(tested) > 10 and not tested & found['val'], 'no choice was made on a scene of test, nor on a change of one'
     pack = {meaning(parse(sentence)) for sentence in EVAL_SENTENCES}
     assert len(EVAL_SENTENCES) == 16 and not pack & found['train']
     assert len(pack) == 15, '"a red cube is under a blue ball" is there to look like "a blue ball is on a red cube"'
@@ -359,7 +361,7 @@ def test_new_compositions_are_new(prepared):
 
     def novel(line):
         return any(pair in words for pair in itertools.pairwise(line.split()))
-    for split in ('train', 'val', 'composition'):
+    for split in ('train', 'val', 'test', 'composition'):
         by_scene = {}
         for (s, f, _), line in prepared.lines[split].items():
             if f == 0:
@@ -704,7 +706,7 @@ def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     config = CONFIG | {'corpus': 'c.jsonl', 'max_length': 15}
     splits, tokenizer = data.load(config)
-    assert set(splits) == {'train', 'val'} and len(capsys.readouterr().out.splitlines()) == 2
+    assert set(splits) == {'train', 'val', 'test'} and splits['test'] is splits['val'] and len(capsys.readouterr().out.splitlines()) == 2
     corpus = splits['train']
     assert corpus.width == 15 and corpus.lengths.max() <= 15, 'rounding up to 8 stays within max_length'
     assert [tokenizer.decode(row.tolist()) for row in corpus.fixed(rendering=0)] == GOOD[1:10] + GOOD[11:]
@@ -730,7 +732,7 @@ def test_long_sentences_keep_their_length(here):
     assert corpus.fixed().shape[1] == corpus.width
     with pytest.raises(SystemExit) as stop:
         data.load(config | {'max_length': 64})
-    assert stop.value.code == 2
+    assert stop.value.code == 2 and not list(Path('out/data').glob('*.tmp'))
 
 
 @pytest.mark.parametrize('content', [

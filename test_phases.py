@@ -260,6 +260,25 @@ def test_chain_gates_as_one_table(chain, monkeypatch, capsys):
     assert (chain.folder / 'out/gates.png').read_bytes()[:4] == b'\x89PNG'
 
 
+def test_gates_over_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed, (r1, kurtosis) in enumerate(((0.5, 7.0), (0.7, 7.0), (0.9, 7.0))):
+        for phase, name, measured, passed in (('p1', 'kurtosis', kurtosis, True), ('p2', 'R@1', r1, r1 >= 0.6)):
+            folder = Path(f'seed{seed}', phase)
+            folder.mkdir(parents=True)
+            criteria = [{'name': name, 'target': '>= 0', 'measured': measured, 'pass': passed}]
+            (folder / 'gate.json').write_text(json.dumps({'phase': phase, 'pass': passed, 'criteria': criteria}))
+    run([str(ROOT / 'plot.py'), '--out=seed0,seed1,seed2', '--gates=true'])
+    lines = [re.split(r'  +', line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ['p1', 'kurtosis', '>= 0', '7 ± 0', '7', '7', '3 of 3']
+    assert lines[2] == ['p2', 'R@1', '>= 0', '0.7 ± 0.2', '0.5', '0.9', '2 of 3']
+    assert lines[3] == ['criteria that pass, of 2: 1, 2, 2']
+    Path('seed1/p2/gate.json').unlink()
+    with pytest.raises(SystemExit):
+        run([str(ROOT / 'plot.py'), '--out=seed0,seed1', '--gates=true'])
+    assert 'do not have the same criteria' in capsys.readouterr().err
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 class Hostile:
@@ -300,8 +319,8 @@ def bad_files(chain):
     ('p1', ['--corpus=bad.txt'], 'only 0 different good sentences'),
     ('p1', ['--corpus=bad.jsonl'], 'only 0 different good sentences on 80 lines'),
     ('p1', ['--complexity=9'], 'complexity'), ('p1', ['--complexity=0'], 'complexity'),
-    ('p1', ['--vocab_size=100', '--max_length=128'], 'the tokenizer has 260 tokens, more than vocab_size 100'),
-    ('p1', ['--vocab_size=40000'], 'at most 32768')])
+    ('p1', ['--vocab_size=100'], '--vocab_size=100: expects 260'),
+    ('p1', ['--vocab_size=40000'], 'to 32768')])
 def test_bad_input_ends_in_one_line(here, bad_files, capsys, phase, words, hint):
     with pytest.raises(SystemExit) as stop:
         run(tiny(phase, 'out/bad', *words))
@@ -674,7 +693,7 @@ def test_cached_backward_has_the_gradient_of_the_whole_batch():
     state, expected = torch.get_rng_state(), [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     torch.manual_seed(1)
-    loss, log = p2_contrast.cached_backward(forward, x.chunk(4), loss_of_all)
+    loss, log = runtime.cached_backward(forward, x.chunk(4), loss_of_all)
     assert torch.equal(loss, direct.detach()) and log == 'log' and sizes == [8, 8]
     assert all(torch.allclose(p.grad, g, rtol=1e-9, atol=1e-12) for p, g in zip(net.parameters(), expected))
     assert torch.equal(torch.get_rng_state(), state), 'the same dropout, and no more of it'
