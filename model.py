@@ -1,4 +1,4 @@
-"""The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits).
+"""The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits), UNet (V_t, t -> noise).
 
 Shapes: x (B, T) token ids, 0 is padding; V (B, C, H, W) the canvas; z (B, E) unit vectors.
 """
@@ -225,6 +225,65 @@ class Readout(nn.Module):
             mean = F.adaptive_avg_pool2d(V, n)
             pooled += [mean, F.adaptive_avg_pool2d(V.square(), n) - mean.square()]
         return F.normalize(self.mlp(torch.cat([p.flatten(1) for p in pooled], dim=1)).float(), dim=-1)
+
+
+# ---- V_t, t -> noise ------------------------------------------------------------------------------------------------
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group norm; the time embedding scales and shifts between them. (B, in, H, W) -> (B, out, H, W)"""
+
+    def __init__(self, inside, outside, time_dim):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, inside), nn.Conv2d(inside, outside, 3, padding=1)
+        self.time = nn.Linear(time_dim, 2 * outside)
+        self.norm2, self.conv2 = nn.GroupNorm(8, outside), nn.Conv2d(outside, outside, 3, padding=1)
+        self.skip = nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)                                        # a block starts as its skip
+
+    def forward(self, x, time):
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+
+
+class UNet(nn.Module):
+    """The noise in a noisy canvas (Ho et al. 2020): V_t (B, C, H, W), t (B,) in [0, 1] -> (B, C, H, W) float32.
+
+    Three levels (H, H/2, H/4; dim, 2 dim and 4 dim channels), attention at the coarsest: 8x8 for a canvas of 32x32. dim is a
+    multiple of 8, and H and W of 4."""
+
+    def __init__(self, channels=6, dim=48, heads=4):
+        super().__init__()
+        self.dim, time_dim = dim, 4 * dim
+        self.time = nn.Sequential(nn.Linear(dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim), nn.SiLU())
+        self.enter = nn.Conv2d(channels, dim, 3, padding=1)
+        self.down = nn.ModuleList([ResidualBlock(dim, dim, time_dim), ResidualBlock(dim, 2 * dim, time_dim),
+                                   ResidualBlock(2 * dim, 4 * dim, time_dim)])
+        self.norm, self.attention = nn.GroupNorm(8, 4 * dim), Attention(4 * dim, heads)
+        self.middle = ResidualBlock(4 * dim, 4 * dim, time_dim)
+        self.up = nn.ModuleList([ResidualBlock(8 * dim, 2 * dim, time_dim), ResidualBlock(4 * dim, dim, time_dim),
+                                 ResidualBlock(2 * dim, dim, time_dim)])
+        self.leave = nn.Sequential(nn.GroupNorm(8, dim), nn.SiLU(), nn.Conv2d(dim, channels, 3, padding=1))
+        nn.init.zeros_(self.leave[-1].weight)                                    # the first prediction is no noise: loss 1
+
+    def embed_time(self, t):
+        """Sinusoids of t in [0, 1] (Vaswani et al. 2017), periods from 1/1000 to 10: (B,) -> (B, dim)."""
+        angle = 1000 * t[:, None].float() * 10_000.0 ** -torch.linspace(0, 1, self.dim // 2, device=t.device)
+        return torch.cat((angle.sin(), angle.cos()), dim=1)
+
+    def forward(self, V_t, t):
+        time = self.time(self.embed_time(t))
+        h, skips = self.enter(V_t), []
+        for level, block in enumerate(self.down):
+            h = block(F.avg_pool2d(h, 2) if level else h, time)
+            skips.append(h)
+        tokens = self.norm(h).flatten(2).transpose(1, 2)                         # (B, H/4 * W/4, 4 dim)
+        q = self.attention.split(self.attention.query(tokens))
+        h = h + self.attention(q, *self.attention.keys_values(tokens))[0].transpose(1, 2).view_as(h)
+        h = self.middle(h, time)
+        for level, block in enumerate(self.up):
+            h = block(torch.cat((F.interpolate(h, scale_factor=2.0) if level else h, skips.pop()), dim=1), time)
+        return self.leave(h).float()
 
 
 # ---- V, z -> text ---------------------------------------------------------------------------------------------------

@@ -178,7 +178,8 @@ def retrieval_metrics(query, positive, negatives, valid):
     rivals = torch.einsum('se,sfe->sf', query, negatives)                             # (S, families)
     beaten = ((rivals < own[:, None]) | ~valid).all(1)
     metrics = {'r1': (rank < 1).float().mean(), 'r5': (rank < 5).float().mean(),
-               'r1_hard': ((rank < 1) & beaten).float().mean(), 'paraphrase_cosine': own.mean()}
+               'r1_hard': ((rank < 1) & beaten).float().mean(), 'paraphrase_cosine': own.mean(),
+               'paraphrase_distance': (2 - 2 * own).clamp(min=0).sqrt().mean()}             # |z - z'| of unit vectors
     gaps = own[:, None] - rivals
     for f, family in enumerate(data.FAMILIES):
         here = valid[:, f]

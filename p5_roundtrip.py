@@ -174,6 +174,67 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
     return ways, rows
 
 
+def evaluate(nets, held_out, types, concepts, tokenizer, run, cell, knobs):
+    """Everything that the gates of P1 to P5 ask of one checkpoint, on a held-out split -> (metrics, ways, rows, V)."""
+    encoder, readout, decoder, x = nets['encoder'], nets['readout'], nets['decoder'], held_out.fixed(512)
+    metrics = semantic_metrics(lambda x: embed(encoder, readout, x, run), held_out)
+    V, z = encode(encoder, x, run), embed(encoder, readout, x, run)
+    metrics |= canvas_metrics(V, cell) | robustness(encoder, readout, x, run, knobs['max_shift'], knobs['blur_sigma'], knobs['cutout'])
+    metrics |= token_metrics(decoder, V, z, x, types, concepts, run)
+    shuffled = token_metrics(decoder, p4_decoder.shuffle_canvas(V), z, x, types, concepts, run)
+    metrics['shuffle_ce_rise'] = shuffled['ce'] / metrics['ce'] - 1
+    terms = priors.image_prior_terms(V, knobs['alpha'], cell)
+    metrics |= {f'prior_{name}': value.item() for name, value in terms.items()}
+    metrics['prior'] = priors.image_prior_loss(terms, weights(knobs)).item()
+    ways, rows = evaluate_paraphrases(nets, x, tokenizer, run, knobs['best_of_k'], knobs['top_p'],
+                                      min(held_out.width, decoder.position.num_embeddings), start_token(knobs))
+    return metrics | ways['best of k'], ways, rows, V
+
+
+def start_token(knobs):
+    """The free run starts with what the decoder was taught to start with: without paraphrases it says the sentence again."""
+    return PARA if knobs['paraphrase_share'] else BOS
+
+
+def batch(corpus, seed, step, length, knobs):
+    """The global batch of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K), and the uniform numbers of
+    the jitter (n, K, views, 7) and of the free run (n, trips, k, length)."""
+    n = knobs['batch_size']
+    scenes, variants, views, valid = contrast_batch(corpus, n, seed, step, 3, knobs['negatives'], knobs['leave_out'])
+    generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
+    u = torch.rand(*views.shape, 7, generator=generator)
+    trips = max(1, knobs['generated'] // n)                                           # sentences of each scene that go round
+    return scenes, variants, views, valid, u, torch.rand(n, trips, knobs['best_of_k'], length, generator=generator)
+
+
+def local_losses(nets, part, run, cell, parts, knobs):
+    """All losses of P1 to P5 that need no other sentence. part: x (n, K, views, T), u, u_trip as in batch(), and which scenes
+    these are (n,); parts: how many such parts all ranks and micro-steps make. -> z (n, K, views, E), loss, {term: scalar}, V
+    (n*K*views, C, H, W)."""
+    x, u, u_trip, index = part
+    encoder, readout, decoder, share, flat = nets['encoder'], nets['readout'], nets['decoder'], knobs['paraphrase_share'], x.flatten(0, 2)
+    with run.autocast():
+        V = encoder(flat)
+        z = readout(V)
+        jittered = readout(jitter(V, u.flatten(0, 2), knobs['jitter_prob'], knobs['max_shift'], knobs['blur_sigma'], knobs['cutout']))
+        rows = torch.arange(len(flat), device=flat.device)
+        other = rows ^ 1                                                              # views come in pairs: its paraphrase
+        some = spread(index, x.shape[1] * x.shape[2], knobs['dec_samples'] // parts)
+        again = reconstruction(decoder, V[some], z[some], flat[some])
+        para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if share else z.new_zeros(())
+        tripping = rows.view(x.shape[:3])[:, :u_trip.shape[1], 0].flatten()
+        cycle, copy = round_trip(nets, flat[tripping], V[tripping], z[tripping], knobs['best_of_k'], knobs['top_p'],
+                                 u_trip.flatten(0, 1), knobs['copy_ngram'], start_token(knobs))
+    z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
+    inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()                    # |g(T(V(x1))) - g(V(x2))|^2
+    stride = max(1, knobs['batch_size'] // knobs['prior_samples'])                    # as in P2
+    seen = V[some][::stride][:max(1, knobs['prior_samples'] // parts)]
+    terms = priors.image_prior_terms(seen, knobs['alpha'], cell) | {'again': again, 'para': para, 'inv': inv, 'cycle': cycle, 'copy': copy}
+    loss = (priors.image_prior_loss(terms, weights(knobs)) + knobs['lambda_inv'] * inv
+            + knobs['lambda_dec'] * ((1 - share) * again + share * para) + knobs['lambda_cycle'] * cycle + knobs['lambda_copy'] * copy)
+    return z, loss, terms, V
+
+
 def gate(ways, metrics, evaluations, checked):
     """P5's criteria (DESIGN 8) for the best of k, the other ways of decoding beside it; then those of P1 to P4 once more, so
     that the table says whether one checkpoint passes them all."""
@@ -213,8 +274,6 @@ def main():
     parameters = [p for net in nets.values() for p in net.parameters()]
     montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     length = min(arch['max_length'], train.width)
-    start_token = PARA if paraphrase_share else BOS       # the free run starts with what it was taught to start with
-    stride = max(1, batch_size // prior_samples)      # as in P2
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
@@ -222,17 +281,9 @@ def main():
             for net in nets.values():
                 net.eval()
             held_out = splits['test' if last else 'val']      # as in P1
-            x_held = held_out.fixed(512)
             with ema.weights():
-                metrics = semantic_metrics(lambda x: embed(encoder, readout, x, run), held_out)
-                V, z = encode(encoder, x_held, run), embed(encoder, readout, x_held, run)
-                metrics |= canvas_metrics(V, cell) | robustness(encoder, readout, x_held, run, max_shift, blur_sigma, cutout)
-                metrics |= token_metrics(decoder, V, z, x_held, types, concepts, run)
-                shuffled = token_metrics(decoder, p4_decoder.shuffle_canvas(V), z, x_held, types, concepts, run)
-                metrics['shuffle_ce_rise'] = shuffled['ce'] / metrics['ce'] - 1
-                ways, rows = evaluate_paraphrases(nets, x_held, tokenizer, run, best_of_k, top_p, length, start_token)
+                metrics, ways, rows, V = evaluate(nets, held_out, types, concepts, tokenizer, run, cell, config)
                 pictures = encode(encoder, montage, run)
-            metrics |= ways['best of k']
             evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
@@ -252,52 +303,28 @@ def main():
             group['lr'] = lr * group['scale']
         for net in nets.values():
             net.train()
-        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out)
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
-        u = torch.rand(*views.shape, 7, generator=generator)
-        trips = max(1, generated // batch_size) * batch_size                          # whole scenes, all or some of their rows
-        u_trip = torch.rand(batch_size, trips // batch_size, best_of_k, length, generator=generator)
+        scenes, variants, views, valid, u, u_trip = batch(train, seed, step, length, config)
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
-        u, u_trip = u[mine].to(run.device), u_trip[mine].to(run.device)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
-        index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
+        whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device), torch.arange(batch_size, device=run.device)[mine])
         terms = {}
 
         def forward(part):
-            """(x (n, K, views, T), u, u_trip, which scenes) -> z (n, K, views, E) and the losses that need no other sentence."""
-            x, u, u_trip, index = part
-            flat = x.flatten(0, 2)
-            with run.autocast():
-                V = encoder(flat)
-                z = readout(V)
-                jittered = readout(jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout))
-                rows = torch.arange(len(flat), device=flat.device)
-                other = rows ^ 1                                                      # views come in pairs: its paraphrase
-                some = spread(index, x.shape[1] * x.shape[2], dec_samples // parts)
-                again = reconstruction(decoder, V[some], z[some], flat[some])
-                para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if paraphrase_share else z.new_zeros(())
-                tripping = rows.view(x.shape[:3])[:, :u_trip.shape[1], 0].flatten()
-                cycle, copy = round_trip(nets, flat[tripping], V[tripping], z[tripping], best_of_k, top_p, u_trip.flatten(0, 1),
-                                         copy_ngram, start_token)
-            z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
-            inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()
-            seen = V[some][::stride][:max(1, prior_samples // parts)]
-            terms.update(priors.image_prior_terms(seen, alpha, cell), again=again, para=para, inv=inv, cycle=cycle, copy=copy)
-            dec = (1 - paraphrase_share) * again + paraphrase_share * para
-            return z, (priors.image_prior_loss(terms, weights(config)) + lambda_inv * inv + lambda_dec * dec
-                       + lambda_cycle * cycle + lambda_copy * copy)
+            z, local, found, _ = local_losses(nets, part, run, cell, run.world * grad_accum, config)
+            terms.update(found)
+            return z, local
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
             return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives), None
 
         if grad_accum == 1:
-            z, local = forward((x, u, u_trip, index))
+            z, local = forward(whole)
             nce, _ = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, u_trip, index)))), loss_of_all)
+            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in whole))), loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()

@@ -169,6 +169,11 @@ def montage(a):
     return fig
 
 
+def drawn(a):
+    """Canvases `drawn` (N, C, H, W) from noise, and some painted from sentences, with what the decoder reads in them."""
+    return montage({'montage': a['drawn'], 'titles': a['drawn_titles']})
+
+
 def spectra(a):
     """Radial power (C, K) of each channel, plain and under a Hann window, with the line of its slope α (C,)."""
     windows = [(name, a[f'power{key}'], a[f'alpha{key}']) for name, key in (('Plain FFT', ''), ('Hann window', '_hann'))
@@ -355,7 +360,7 @@ def controls(a):
 FIGURES = {'montage': ('montage', montage), 'spectra': ('power', spectra), 'slopes': ('alpha_image', slopes),
            'correlation': ('correlation', correlation), 'gradients': ('gradients', gradients), 'tsne': ('tsne_z', tsne),
            'shift': ('shift_cosine', shift), 'attention': ('attention', attention),
-           'token_types': ('ce_values', token_types), 'controls': ('controls_ce', controls)}  # file: (array, function)
+           'token_types': ('ce_values', token_types), 'controls': ('controls_ce', controls), 'drawn': ('drawn', drawn)}  # file: (array, function)
 
 
 def as_array(value, half=False):
@@ -418,7 +423,7 @@ def spectra_arrays(V, samples=20_000):
 # ---- figures of a run -----------------------------------------------------------------------------------------------
 
 PANELS = (  # title, the metrics that belong there, how they are drawn
-    ('Training loss', r'train/(?!(grad_norm|lr|learning_rate|stage|swaps_beaten)$).*', {'log': True}),
+    ('Training loss', r'train/(?!((unet_)?(grad_norm|lr)|stage|swaps_beaten)$).*', {'log': True}),
     ('Total variation (per pixel)', r'val/tv(_normalised)?', {'zero': True}),
     ('Spectral slope α', r'val/alpha', {'band': BAND}),
     ('Spectral slope α, Hann window', r'val/alpha_hann', {'band': BAND}),
@@ -433,7 +438,11 @@ PANELS = (  # title, the metrics that belong there, how they are drawn
     ('Content tokens read right', r'val/(rec_)?content_(accuracy|concept)', {'lines': (0.9,), 'zero': True}),
     ('Graph F1', r'val/(.*_)?(f1|graph_exact|exact_graph)(_.*)?', {'lines': (0.85,), 'zero': True}),
     ('ROUGE-L with the input', r'val/(.*_)?rouge(_l)?(_.*)?', {'lines': (0.55,), 'zero': True}),
-    ('Round-trip cosine', r'val/(cycle_|round_?trip_)?cosine(_.*)?', {'lines': (0.9,)}))
+    ('Round-trip cosine', r'val/(cycle_|round_?trip_)?cosine(_.*)?', {'lines': (0.9,)}),
+    ('Diffusion loss, Wiener filter', r'val/(diffusion|wiener)_.*', {'log': True}),
+    ('Image priors', r'val/prior(_.*)?', {}),
+    ('Distance of paraphrases', r'val/paraphrase_distance', {'zero': True}),
+    ('Canvases drawn from noise', r'val/drawn_(parsed|distinct)', {'zero': True}))
 LABELS = {'train/loss': 'total', 'val/tv': 'as painted', 'val/tv_normalised': 'at unit variance',
           'val/share_total': 'all channels', 'val/max_correlation': 'largest', 'val/mean_abs_correlation': 'mean size',
           'val/r1': 'R@1', 'val/r5': 'R@5', 'val/r1_hard': 'R@1 hard', 'val/gap': 'mean', 'val/wins': 'mean',

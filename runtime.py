@@ -336,8 +336,8 @@ def cosine_lr(step, peak, warmup_steps, lr_steps):
 def adamw(nets, learning_rate, weight_decay, scale={}):
     """AdamW over {name: net} with betas (0.9, 0.95); parameters of one dimension (biases, gains) do not decay.
 
-    scale: net name -> multiplier of its learning rate, 1 for a net left out. Each group keeps it, so that the loop
-    can write `group['lr'] = lr * group['scale']`.
+    scale: net name -> multiplier of its learning rate, 1 for a net left out. Each group keeps it, and the name of its net
+    as 'net', so that the loop can write `group['lr'] = lr * group['scale']`.
     """
     groups = []
     for name, net in nets.items():
@@ -346,7 +346,7 @@ def adamw(nets, learning_rate, weight_decay, scale={}):
             params = [p for p in net.parameters() if p.requires_grad and (p.dim() > 1) == decays]
             if params:
                 groups.append({'params': params, 'weight_decay': weight_decay if decays else 0.0,
-                               'scale': factor, 'lr': learning_rate * factor})
+                               'scale': factor, 'lr': learning_rate * factor, 'net': name})
     fused = all(p.is_cuda for group in groups for p in group['params']) or None
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=fused)
 

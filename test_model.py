@@ -8,8 +8,8 @@ from torch import nn
 
 import runtime
 from model import (
-    BOS, EOS, PAD, PARA, Attention, Readout, Strokes, TextDecoder, TextEncoder, attend, cross_entropy, nucleus, rope,
-    shift)
+    BOS, EOS, PAD, PARA, Attention, Readout, Strokes, TextDecoder, TextEncoder, UNet, attend, cross_entropy, nucleus,
+    rope, shift)
 
 VOCAB, C, SIZE, Z = 40, 3, 8, 12
 HEADS = {'a query a pixel': {}, 'strokes': {'query_grid': 4}, 'slots': {'slots': 3},
@@ -475,3 +475,42 @@ def test_encoder_and_decoder_learn_eight_sentences_by_heart(head):
     V = net(x)
     again = reader.generate(V, readout(V), x.shape[1])
     assert (again == x).float().mean() > 0.9, 'and says them from the canvas'
+
+
+# ---- U-Net ----------------------------------------------------------------------------------------------------------
+
+def test_unet_shapes_and_size():
+    net = UNet()
+    assert 1e6 < sum(p.numel() for p in net.parameters()) < 4e6
+    V_t, t = torch.randn(3, 6, 32, 32), torch.rand(3)
+    assert torch.equal(net(V_t, t), net.leave[-1].bias[None, :, None, None].expand(3, 6, 32, 32)), 'starts without an opinion'
+    for C, size in ((8, 48), (1, 16)):
+        net = UNet(C, dim=8)
+        assert net(torch.randn(2, C, size, size), torch.rand(2)).shape == (2, C, size, size)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert net(torch.randn(2, 1, 16, 16), torch.rand(2)).dtype == torch.float32
+
+
+def test_unet_sees_time_and_the_whole_canvas_and_every_parameter_learns():
+    net = UNet(2, dim=8)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.1)
+    V_t = torch.randn(2, 2, 16, 16, requires_grad=True)
+    y = net(V_t, torch.tensor([0.2, 0.2]))
+    assert not torch.allclose(y, net(V_t, torch.tensor([0.2, 0.7]))[:1].expand(2, -1, -1, -1))
+    torch.testing.assert_close(net(V_t, torch.tensor([0.2, 0.7]))[0], y[0])
+    y[0, :, 0, 0].sum().backward()
+    assert V_t.grad[0].abs().min() > 0 and not V_t.grad[1].any(), 'attention carries a corner to the other'
+    (net(V_t, torch.rand(2)).square().sum()).backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in net.named_parameters() if not name.endswith('key.bias'))
+
+
+def test_unet_learns_the_noise_of_one_canvas():
+    torch.manual_seed(0)
+    net, V = UNet(1, dim=8), torch.randn(1, 1, 8, 8)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(150):
+        noise = torch.randn(16, 1, 8, 8)
+        loss = (net(0.6 * V + 0.8 * noise, torch.full((16,), 0.5)) - noise).square().mean()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert loss.item() < 0.25, '1 at the start'

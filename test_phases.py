@@ -28,13 +28,14 @@ import p2_contrast
 import p3_jitter
 import p4_decoder
 import p5_roundtrip
+import p6_diffusion
 import plot
 import priors
 import runtime
 from model import PARA, TextDecoder
 
 ROOT = Path(__file__).parent
-PHASES = ('p1', 'p2', 'p3', 'p4', 'p5')
+PHASES = ('p1', 'p2', 'p3', 'p4', 'p5', 'p6')
 EXACT = ('--device=cpu', '--dtype=float32')
 
 DRIVER = '''"""Run the command lines of the first argument, a JSON list, one after the other and without figures."""
@@ -112,7 +113,7 @@ WORDS = smoke_words()
 
 @pytest.fixture(scope='session')
 def chain(tmp_path_factory):
-    """The chain P1 to P5, as runs/smoke.sh has it, in a folder of its own: .folder, .output of each phase."""
+    """The chain P1 to P6, as runs/smoke.sh has it, in a folder of its own: .folder, .output of each phase."""
     folder = tmp_path_factory.mktemp('chain')
     output = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -175,10 +176,11 @@ def rows(path):
 # ---- the chain ------------------------------------------------------------------------------------------------------
 
 FIGURES = {'p1': {'montage', 'spectra', 'slopes', 'correlation', 'gradients', 'trends'},
-           'p2': {'tsne'}, 'p3': {'shift'}, 'p4': {'attention', 'token_types', 'controls', 'trends'}, 'p5': {'samples'}}
+           'p2': {'tsne'}, 'p3': {'shift'}, 'p4': {'attention', 'token_types', 'controls', 'trends'}, 'p5': {'samples'}, 'p6': {'samples', 'drawn'}}
 NETS = {'p1': {'encoder', 'decoder'}, 'p2': {'encoder', 'decoder', 'readout'},
         'p3': {'encoder', 'decoder', 'readout'}, 'p5': {'encoder', 'readout', 'decoder'},
-        'p4': {'encoder', 'readout', 'decoder', 'canvas only', 'z only', 'no canvas'}}
+        'p4': {'encoder', 'readout', 'decoder', 'canvas only', 'z only', 'no canvas'},
+        'p6': {'encoder', 'readout', 'decoder', 'unet'}}
 FROZEN = {'p4': {'encoder', 'readout'}}
 
 
@@ -375,12 +377,14 @@ RANKS = {'p1': ['--batch_size=8', '--dropout=0.0', '--canvas_noise=0.0', '--prio
          'p2': ['--batch_size=8', '--canvas_noise=0.0', '--rec_samples=24', '--prior_samples=16'],
          'p3': ['--batch_size=8', '--canvas_noise=0.0', '--rec_samples=16', '--prior_samples=4'],
          'p4': ['--batch_size=8', '--dropout=0.0'],
-         'p5': ['--batch_size=8', '--generated=8', '--best_of_k=2', '--dec_samples=16', '--prior_samples=8']}
+         'p5': ['--batch_size=8', '--generated=8', '--best_of_k=2', '--dec_samples=16', '--prior_samples=8'],
+         'p6': ['--batch_size=8', '--prior_rows=4']}
 
 
 TERMS = {'p1': ('loss', 'rec', *priors.PRIORS), 'p2': ('nce', 'rec', 'swaps_beaten', *priors.PRIORS),
          'p3': ('nce', 'rec', 'inv', *priors.PRIORS), 'p4': ('loss', 'paraphrase', *list(p4_decoder.CONTROLS)[1:]),
-         'p5': ('nce', 'again', 'para', 'inv', 'cycle', 'copy', *priors.PRIORS)}
+         'p5': ('nce', 'again', 'para', 'inv', 'cycle', 'copy', *priors.PRIORS),
+         'p6': ('diffusion', 'prior', 'unet_grad_norm', 'nce', 'again', 'para', 'inv', 'cycle', 'copy', *priors.PRIORS)}
 
 
 def rank_words(phase, out, *words):
@@ -425,7 +429,8 @@ OPTIONS = {
     'no family left out': ('p2', ['--leave_out=', '--negatives=3', '--lambda_rec=0.0']),
     'P4 of the plan': ('p4', ['--paraphrase_share=0.0']),
     'P4 alone': ('p4', ['--controls=false', '--vocab_mask=false']),
-    'P5 of the plan': ('p5', ['--paraphrase_share=0.0', '--negatives=1', '--best_of_k=1'])}
+    'P5 of the plan': ('p5', ['--paraphrase_share=0.0', '--negatives=1', '--best_of_k=1']),
+    'P6 noisy': ('p6', ['--eta=1.0', '--min_snr=0', '--refresh=2'])}
 
 
 @pytest.mark.parametrize('name', OPTIONS)
@@ -474,7 +479,7 @@ def test_a_corpus_of_one_s_own(here, capsys, name):
 FULL = {name: getattr(p1_canvas, name) for name in p1_canvas.SIZES}
 FULL |= {name: getattr(p2_contrast, name) for name in ('z_dim', 'readout_hidden', 'pyramid')}
 FULL |= {name: getattr(p4_decoder, name) for name in ('dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden')}
-FULL |= {'dec_dropout': p4_decoder.dropout}
+FULL |= {'dec_dropout': p4_decoder.dropout, 'unet_dim': p6_diffusion.unet_dim}
 
 
 def step_p1(nets, x, meanings):
@@ -515,9 +520,20 @@ def step_p5(nets, x, meanings):
     return meant(z, meanings) + para + cycle + copy
 
 
+def step_p6(nets, x, meanings):
+    for p in nets['unet'].parameters():                  # some of its layers start at zero and let nothing through
+        nn.init.normal_(p, std=0.05)
+    V, t = nets['encoder'](x), torch.rand(4)
+    noise = torch.randn_like(V)
+    loss = p6_diffusion.diffusion_loss(nets['unet'], V.detach(), t, noise, 5.0)
+    return loss + p6_diffusion.prior_loss(nets['unet'], V, t, noise) + step_p5(nets, x, meanings)
+
+
 def full_nets(phase):
     if phase == 'p1':
         return p1_canvas.build(FULL)
+    if phase == 'p6':
+        return p6_diffusion.build(FULL)
     return p4_decoder.build(FULL, controls=phase == 'p4') if phase in ('p4', 'p5') else p2_contrast.build(FULL)
 
 
@@ -530,7 +546,7 @@ def test_a_step_at_full_size_reaches_every_parameter(here, phase):
     assert 19e6 < runtime.count_parameters(nets['encoder']) < 26e6
     learning = {name: net for name, net in nets.items() if phase != 'p4' or name in p4_decoder.CONTROLS}
     optimizer = runtime.adamw(learning, 1e-4, 0.01)
-    loss = {'p1': step_p1, 'p2': step_p2, 'p3': step_p3, 'p4': step_p4, 'p5': step_p5}[phase](
+    loss = {'p1': step_p1, 'p2': step_p2, 'p3': step_p3, 'p4': step_p4, 'p5': step_p5, 'p6': step_p6}[phase](
         nets, x, splits['train'].meanings[:2, :1])
     loss.backward()
     assert loss.isfinite()
@@ -866,3 +882,124 @@ def test_candidates_of_a_batch_are_those_of_its_rows():
     assert torch.allclose(torch.cat([c for _, c in parts]), cosine, atol=1e-5)
     again = nets['readout'](nets['encoder'](y[:, 1]))
     assert torch.allclose((again * z).sum(-1), cosine[:, 1], atol=1e-5)
+
+
+# ---- P6 -------------------------------------------------------------------------------------------------------------
+
+def test_signal_share_is_the_cosine_schedule():
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    a = p6_diffusion.signal_share(t)
+    assert (a.diff() < 0).all() and a[0] == pytest.approx(1 - 1e-5) and a[-1] == pytest.approx(1e-5)
+    by_hand = [(math.cos((x + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2 for x in (0.25, 0.5, 0.75)]
+    assert a[[25, 50, 75]].tolist() == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_add_noise_keeps_the_variance_and_denoise_undoes_it():
+    V, noise, t = torch.randn(64, 3, 16, 16), torch.randn(64, 3, 16, 16), torch.linspace(0, 0.98, 64)
+    V_t = p6_diffusion.add_noise(V, t, noise)
+    assert V_t.var((1, 2, 3)).tolist() == pytest.approx([1.0] * 64, abs=0.2)
+    torch.testing.assert_close(p6_diffusion.denoise(V_t, noise, t), V, atol=1e-3, rtol=1e-3)
+
+
+def test_diffusion_loss_weighs_by_min_snr():
+    """A net that predicts nothing has error |noise|^2; what is left is the weight."""
+    t, noise = torch.tensor([0.02, 0.5, 0.9]), torch.ones(3, 1, 4, 4)
+    nothing = lambda V_t, t: torch.zeros_like(V_t)
+    assert p6_diffusion.diffusion_loss(nothing, noise, t, noise).item() == pytest.approx(1.0)
+    a = p6_diffusion.signal_share(t)
+    weights = [min(snr, 5.0) / snr for snr in (a / (1 - a)).tolist()]
+    assert weights[0] < 0.02 and weights[1:] == [1.0, 1.0]
+    assert p6_diffusion.diffusion_loss(nothing, noise, t, noise, 5.0).item() == pytest.approx(sum(weights) / 3)
+
+
+def test_prior_loss_pulls_towards_the_denoised_canvas_and_nothing_flows_through_the_net():
+    net = nn.Conv2d(2, 2, 1)
+    V, t, noise = torch.randn(3, 2, 8, 8, requires_grad=True), torch.tensor([0.1, 0.2, 0.3]), torch.randn(3, 2, 8, 8)
+    p6_diffusion.prior_loss(lambda V_t, t: net(V_t), V, t, noise).backward()
+    with torch.no_grad():
+        V_t = p6_diffusion.add_noise(V, t, noise)
+        target = p6_diffusion.denoise(V_t, net(V_t), t)
+    torch.testing.assert_close(V.grad, 2 * (V.detach() - target) / V.numel())
+    assert all(p.grad is None for p in net.parameters())
+
+
+CPU = SimpleNamespace(device=torch.device('cpu'), autocast=lambda: torch.autocast('cpu', enabled=False))
+
+
+@pytest.mark.parametrize('eta', [0.0, 1.0])
+def test_ddim_with_a_perfect_net(eta):
+    """The best prediction is known for one canvas (it comes back) and for Gaussian pixels (their variance does)."""
+    generator = torch.Generator().manual_seed(0)
+    noise, only = torch.randn(32, 2, 8, 8, generator=generator), torch.randn(1, 2, 8, 8, generator=generator)
+
+    def knows_it(V_t, t):
+        a = p6_diffusion.signal_share(t)[:, None, None, None]
+        return (V_t - a.sqrt() * only) / (1 - a).sqrt()
+
+    def gaussian(V_t, t):
+        a = p6_diffusion.signal_share(t)[:, None, None, None]
+        return (1 - a).sqrt() * V_t / (a * 0.25 + 1 - a)                              # pixels of variance 0.25
+
+    torch.testing.assert_close(p6_diffusion.ddim(knows_it, noise, 20, eta, generator, CPU), only.expand(32, -1, -1, -1), atol=0.02, rtol=0)
+    assert p6_diffusion.ddim(gaussian, noise, 200, eta, generator, CPU).var().item() == pytest.approx(0.25, rel=0.1)
+
+
+def test_wiener_filter_is_the_best_on_gaussian_fields():
+    """On fields of known power the closed form is what that filter measures, and no skill is 1 at t = 1."""
+    generator = torch.Generator().manual_seed(0)
+    fy, fx = torch.fft.fftfreq(16)[:, None], torch.fft.rfftfreq(16)
+    amplitude = 1 / (0.1 + torch.hypot(fy, fx))
+    V = torch.fft.irfft2(torch.fft.rfft2(torch.randn(4000, 2, 16, 16, generator=generator)) * amplitude, s=(16, 16))
+    V = V / V.std()
+    power = torch.fft.fft2(V, norm='ortho').abs().square().mean(0)
+
+    def wiener(V_t, t):
+        a = p6_diffusion.signal_share(t)[:, None, None, None]
+        return torch.fft.ifft2((1 - a).sqrt() / (a * power + 1 - a) * torch.fft.fft2(V_t)).real
+
+    metrics = p6_diffusion.diffusion_metrics(wiener, V, CPU, per=2000)
+    for quarter in p6_diffusion.QUARTERS:
+        assert metrics[f'diffusion_{quarter}'] == pytest.approx(metrics[f'wiener_{quarter}'], rel=0.03)
+    assert metrics['wiener_t 0-25%'] > 0.5 > 0.2 > metrics['wiener_t 75-100%'] > 0
+
+
+def test_scramble_keeps_the_spectrum_and_loses_the_picture():
+    V = torch.randn(5, 2, 16, 16).cumsum(-1)
+    scrambled = p6_diffusion.scramble(V, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(priors.radial_power(scrambled)[0], priors.radial_power(V)[0], rtol=1e-3, atol=1e-3)
+    assert (scrambled - V).abs().mean() > 0.5 * V.std()
+
+
+def test_prior_gate_asks_the_control():
+    quarters = {f'{kind}_{q}': value for q in p6_diffusion.QUARTERS for kind, value in (('diffusion', 0.2), ('wiener', 0.3))}
+    before = {'prior_spectrum': 1.0, 'prior_tv': 1.0, 'paraphrase_distance': 0.5, 'r1_hard': 0.95}
+    m = GOOD_MEANING | quarters | {'prior_spectrum': 0.8, 'prior_tv': 0.9, 'paraphrase_distance': 0.4, 'r1_hard': 0.95,
+                                   'jitter_cosine': 0.9, 'content_accuracy': 0.9, 'shuffle_ce_rise': 0.3}
+    ways = {'best of k': {'graph_f1': 0.85, 'rouge_l': 0.55, 'cosine': 0.9}}
+
+    def criteria(other, **changed):
+        return p6_diffusion.gate(m | changed, before, other, ways, [GOOD_CANVAS] * 3, True)
+
+    control = before | {'prior_spectrum': 0.9, 'prior_tv': 0.95, 'r1_hard': 0.955}
+    assert not failing(criteria(control)) and not failing(criteria(None)) and len(criteria(control)) == len(criteria(None)) + 4
+    assert failing(criteria(control | {'prior_spectrum': 0.7, 'paraphrase_distance': 0.43})) == [4, 6]
+    assert failing(criteria(control, r1_hard=0.94)) == [7]
+    assert failing(criteria(None, **{'diffusion_t 0-25%': 0.31}, prior_tv=1.1, paraphrase_distance=0.46)) == [0, 2, 3]
+
+
+def test_control_and_missing_control(here, capsys):
+    run(tiny('p6', 'p6/control', '--lambda_prior=0'))
+    control = load('p6/control')
+    log = rows('p6/control/metrics.jsonl')
+    assert [row['step'] for row in log] == [1, 1, 2], 'the control begins where the encoder begins to move'
+    assert control['nets']['unet'].keys() and all(torch.equal(control['nets']['unet'][key], value)
+                                                  for key, value in control['ema']['unet'].items())
+    run(tiny('p6', 'p6/with', '--control=p6/control'))
+    names = [row['name'] for row in json.loads(Path('p6/with/gate.json').read_text())['criteria']]
+    assert 'paraphrase distance falls by, against the control +' in names
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(tiny('p6', 'p6/none', '--control=nowhere'))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count('\n') == 1
+    assert 'nowhere/ckpt.pt' in error and '--lambda_prior=0 --out_dir=nowhere' in error

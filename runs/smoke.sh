@@ -11,4 +11,6 @@ python p3_jitter.py --out_dir=$out/p3 --init_from=$out/p2/ckpt.pt --batch_size=4
 python p4_decoder.py --out_dir=$out/p4 --init_from=$out/p3/ckpt.pt --batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 \
     --dec_hidden=64 $tiny
 python p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt --batch_size=4 --generated=4 $tiny
+python p6_diffusion.py --out_dir=$out/p6 --init_from=$out/p5/ckpt.pt --batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 \
+    --buffer_size=64 --sample_steps=4 --drawn=8 $tiny
 python plot.py --out=$out --gates=true
