@@ -29,6 +29,7 @@ import p3_jitter
 import p4_decoder
 import p5_roundtrip
 import p6_diffusion
+import p7_ablate
 import plot
 import priors
 import runtime
@@ -1003,3 +1004,74 @@ def test_control_and_missing_control(here, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count('\n') == 1
     assert 'nowhere/ckpt.pt' in error and '--lambda_prior=0 --out_dir=nowhere' in error
+
+
+# ---- P7 -------------------------------------------------------------------------------------------------------------
+
+def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkeypatch):
+    monkeypatch.setattr(p7_ablate, 'seeds', 2)
+    todo = p7_ablate.runs(['copy suppression', 'jitter', 'tv'])
+    folders = {(name, seed, phase): folder for name, seed, phase, folder, *_ in todo}
+    assert [sum(key[0] == name for key in folders) for name in ('baseline', 'copy suppression', 'jitter', 'tv')] == [10, 2, 6, 10]
+    for name, seed, phase, folder, before, command in todo:
+        assert f'--seed={seed}' in command and f'--out_dir={folder}' in command
+        assert (before is None) == (phase == 'p1')
+        if before:
+            home = name if (name, seed, before.parent.name) in folders else 'baseline'
+            assert before.parent == folders[home, seed, f'p{int(phase[1]) - 1}'] and f'--init_from={before}' in command
+    found = {(name, phase): command for name, _, phase, _, _, command in todo}
+    assert '--lambda_copy=0' in found['copy suppression', 'p5'] and '--jitter_prob=0' in found['jitter', 'p3']
+    assert not any('--jitter_prob=0' in found['jitter', 'p4'] for _ in [0]) and '--lambda_tv=0' in found['tv', 'p1']
+    assert found['tv', 'p1'].index('--lambda_tv=0') > found['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
+
+
+@pytest.mark.parametrize('preset', p7_ablate.PRESETS)
+def test_every_override_is_a_setting_of_its_phase(preset):
+    for name, changes in p7_ablate.ABLATIONS.items():
+        for phase, script in p7_ablate.SCRIPTS.items():
+            module = vars({'p1': p1_canvas, 'p2': p2_contrast, 'p3': p3_jitter, 'p4': p4_decoder, 'p5': p5_roundtrip}[phase])
+            words = [*p7_ablate.PRESETS[preset][phase].split(), *changes.get(phase, '').split()]
+            settings = dict(module)
+            changed = runtime.configure(settings, words)
+            assert changes.get(phase) is None or changed != {k: module[k] for k in changed}, (name, phase)
+
+
+def test_effects_by_hand():
+    signs = np.array([sign for *_, sign in p7_ablate.TARGETS])
+    base = np.tile(np.array([[1.0], [2.0], [3.0]]), len(signs))                       # mean 2, sd 1
+    drop, side = p7_ablate.effects(base, base - 4 * signs)                            # every target four worse
+    assert drop == pytest.approx(4.0) and (side == 1).all()
+    drop, side = p7_ablate.effects(base, base + 4 * signs)
+    assert drop == pytest.approx(-4.0) and (side == -1).all()
+    drop, side = p7_ablate.effects(base, base - 1.5 * signs)                          # the seeds overlap
+    assert drop == pytest.approx(1.5) and not side.any()
+
+
+def test_ablations_run_once_and_make_a_table(here, capsys):
+    words = [str(ROOT / 'p7_ablate.py'), '--out_dir=out/p7', '--only=copy suppression', '--preset=smoke', '--device=cpu']
+    run([*words, '--seeds=1', '--dry_run=true'])
+    out = capsys.readouterr().out
+    assert out.startswith('6 runs to do') and out.count('\npython p') == 6 and not Path('out/p7').exists()
+    run([*words, '--seeds=1'])
+    out = capsys.readouterr().out
+    assert '| baseline | 1 |' in out and '| copy suppression | 1 |' in out and 'n < 2' in out
+    times = {path: path.stat().st_mtime_ns for path in Path('out/p7').glob('*/seed0/p5/ckpt.pt')}
+    assert len(times) == 2
+    run([*words, '--seeds=1'])
+    assert capsys.readouterr().out.startswith('0 runs to do') and all(p.stat().st_mtime_ns == t for p, t in times.items())
+    with pytest.raises(SystemExit) as stop:
+        run([*words, '--only=the moon'])
+    assert stop.value.code == 2 and 'copy suppression' in capsys.readouterr().err
+
+
+def test_ablation_table_and_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path))
+    rng = np.random.default_rng(0)
+    signs = np.array([sign for *_, sign in p7_ablate.TARGETS])
+    base = rng.normal(1.0, 0.1, (3, len(signs)))
+    found = {'baseline': base, 'InfoNCE': base - 2 * signs, 'tv': base.copy(), 'cov': base[:1]}
+    rows_ = {line.split('|')[1].strip(): line for line in p7_ablate.table(found).splitlines() if line.startswith('| ')}
+    assert rows_['InfoNCE'].count('**') == 2 * len(signs) and rows_['InfoNCE'].endswith(f'| {len(signs)} |')
+    assert rows_['tv'].endswith('changes nothing for the worse |') and rows_['cov'].endswith('| n < 2 |')
+    p7_ablate.chart(found)
+    assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'
