@@ -227,14 +227,20 @@ def gaussian_blur(V, sigma):
 
 @in_float32
 def common_loss(V):
-    """What the canvases of unrelated sentences share, mean <V_i, V_j> a pixel over disjoint pairs of rows; scalar.
+    """What the canvases of unrelated sentences share: <V_i, V_j> a pixel, and twice the same of |V|, over disjoint pairs
+    of rows, each channel's mean removed; scalar.
 
-    Its expectation is |E V|^2, each channel's mean removed: 0 for natural images, whose mean picture is flat. An even
-    number of rows is used, so splitting a batch into even parts never changes it; it can be negative on a small batch.
+    The expectation is |E V|^2 + 2 |E |V||^2: 0 for natural images, whose mean picture is flat and which are busy nowhere
+    in particular. Without the second part the canvases share one patch and vary its sign. An even number of rows is used,
+    so splitting a batch into even parts never changes it; it can be negative on a small batch.
     """
-    V = V - V.mean((2, 3), keepdim=True)
     pairs = len(V) // 2
-    return (V[0:2 * pairs:2] * V[1:2 * pairs:2]).mean() if pairs else V.sum() * 0
+    if not pairs:
+        return V.sum() * 0
+    V = V - V.mean((2, 3), keepdim=True)
+    size = (V.square() + EPS).sqrt()                       # |V| with a gradient at 0
+    size = size - size.mean((2, 3), keepdim=True)
+    return sum(weight * (x[0:2 * pairs:2] * x[1:2 * pairs:2]).mean() for weight, x in ((1, V), (2, size)))
 
 
 @lru_cache
@@ -265,11 +271,15 @@ def lattice_power(V, cell):
 
 @in_float32
 def lattice_loss(V, cell):
-    """Power at the frequencies of the query grid over the power around them; scalar, about 1 without a lattice.
+    """Excess of the power at the frequencies of the query grid over the power around them; scalar, 0 without a lattice.
 
-    The radial spectrum cannot see the grid: its few bins are a twentieth of their rings. A per-sample mean."""
+    The radial spectrum cannot see the grid: its few bins are a twentieth of their rings. The ratio, mean over channels and
+    frequencies of a canvas, is 1 in a natural field; what is above 1 counts, or the canvases would get holes there instead
+    of peaks. A per-sample mean."""
     powers = lattice_power(V, cell)
-    return V.sum() * 0 if powers is None else (powers[0] / (powers[1].mean(-1) + EPS)).mean()
+    if powers is None:
+        return V.sum() * 0
+    return F.relu((powers[0] / (powers[1].mean(-1) + EPS)).mean((1, 2)) - 1).mean()
 
 
 @torch.no_grad()
