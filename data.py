@@ -87,8 +87,9 @@ CANONICAL = ('on', 'above', 'left', 'front', 'inside', 'next', 'far')  # one dir
 CLAUSES = (            # full clauses: two of them can be joined by "and"
     '{a} {is} {r} {b}', '{a} {sits} {r} {b}', '{a} {is} located {r} {b}', '{a} can be seen {r} {b}',
     'there {is} {a} {r} {b}', 'there {is} {a} that {is} {r} {b}', '{r} {b} {is} {a}', '{r} {b} {sits} {a}',
-    '{b} {has} {a} {r} {it}', '{a} {verb} {b}', '{a} {verb} {b}', '{a} {is} {participle} {b}', '{a} {is} {participle} {b}',
-    'there {is} {a} {participle} {b}', 'i see {a} {r} {b}', 'you can find {a} {r} {b}', 'here {is} {a} {r} {b}')
+    '{b} {has} {a} {r} {it}', '{a} {verb} {b}', '{a} {verb} {b}', '{a} {is} {participle} {b}',
+    '{a} {is} {participle} {b}', 'there {is} {a} {participle} {b}', 'i see {a} {r} {b}', 'you can find {a} {r} {b}',
+    'here {is} {a} {r} {b}')
 WHOLE = (              # only as a whole sentence
     '{a} {r} {b}', 'look at {a} {r} {b}', '{b} with {a} {r} {it}', 'see {b} and {r} {it} {a}',
     '{a} and {b} the first {r} the second', '{b} and {a} the second {r} the first', '{a} and {b} are {r} each other')
@@ -196,7 +197,8 @@ def counterfactual(scene, family, rand):
         relations[r] = (name, b, a)
     elif family == 'attribute swap':
         j = (i + 1 + int(rand() * (len(things) - 1))) % len(things)
-        things[i], things[j] = (things[i]._replace(colour=things[j].colour), things[j]._replace(colour=things[i].colour))
+        things[i], things[j] = (things[i]._replace(colour=things[j].colour),
+                                things[j]._replace(colour=things[i].colour))
     changed = Scene(tuple(things), tuple(relations))
     distinct = len({t[2:] for t in things}) == len(things)
     return changed if distinct and graph(changed) != graph(scene) else None
@@ -206,7 +208,8 @@ def allowed_counterfactual(scene, family, rand, home, tries=12):
     """A counterfactual that stays on its own side of the train / held-out line, or None after `tries` draws."""
     for _ in range(1 if family == 'argument swap' and len(scene.relations) == 1 else tries):
         changed = counterfactual(scene, family, rand)
-        if changed and (split_of(changed) == 'train' if home == 'train' else split_of(changed) in ('val', 'composition')):
+        if changed and (split_of(changed) == 'train' if home == 'train' else
+                        split_of(changed) in ('val', 'composition')):
             return changed
     return None
 
@@ -406,8 +409,8 @@ def graph_f1(scene, other):
     return 2 * sum((a & b).values()) / (sum(a.values()) + sum(b.values()))
 
 
-# The sixteen sentences of every montage, neighbours being each other's counterfactuals; the second and the fifth mean the
-# same. Their orbits are held out.
+# The sixteen sentences of every montage, neighbours being each other's counterfactuals; the second and the fifth mean
+# the same. Their orbits are held out.
 EVAL_SENTENCES = (
     'a red cube is on a blue ball', 'a blue ball is on a red cube', 'a blue cube is on a red ball',
     'two red cubes are on a blue ball', 'a red cube is under a blue ball', 'a red cube is left of a blue ball',
@@ -447,7 +450,8 @@ class Tokenizer:
     @classmethod
     def train(cls, sentences, vocab_size):
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator((' ' + s for s in sentences), vocab_size=max(256, vocab_size - SPECIALS), pattern=PATTERN)
+        trainer.train_from_iterator((' ' + s for s in sentences), vocab_size=max(256, vocab_size - SPECIALS),
+                                    pattern=PATTERN)
         return cls([bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])])
 
     def state(self):
@@ -465,7 +469,8 @@ class Tokenizer:
     def decode(self, ids):
         """Text up to the first EOS or PAD, without ids that no token has; bytes that are no UTF-8 become U+FFFD."""
         ids = list(itertools.takewhile(lambda i: i not in (EOS, PAD), ids))
-        return self.bpe.decode_bytes([i - SPECIALS for i in ids if SPECIALS <= i < self.size]).decode('utf-8', 'replace').strip()
+        ranks = [i - SPECIALS for i in ids if SPECIALS <= i < self.size]
+        return self.bpe.decode_bytes(ranks).decode('utf-8', 'replace').strip()
 
     def encode_lines(self, lines):
         """Plain lines (already normalised) -> (ids, lengths): one flat uint16 array, an EOS closing each line. Ten
@@ -495,9 +500,11 @@ def token_types(tokenizer, vocab_size):
     """(types, concepts), two (vocab_size,) int64 tensors. types: index into TYPES. concepts: equal for words that mean
     the same (crimson, red), each function token its own concept. A piece of a word counts as a function token."""
     concept = {w: ('colour', c) for w, c in COLOUR_OF.items()} | {w: ('shape', n[0]) for w, n in NOUN_OF.items()}
-    concept |= {w: ('count', n) for n, words in COUNTS.items() for w in sum((p.split() for p in words), [])
-                if w not in ('the', 'of', 'pair', 'trio', 'a')} | {'a': ('count', 1), 'pair': ('count', 2), 'trio': ('count', 3)}
-    glue = {'of', 'to', 'the', 'at', 'a', 'than', 'from', 'by', 'side', 'way', 'step', 'up', 'on', 'in', 'all', 'directly'}
+    concept |= ({w: ('count', n) for n, words in COUNTS.items() for w in sum((p.split() for p in words), [])
+                 if w not in ('the', 'of', 'pair', 'trio', 'a')}
+                | {'a': ('count', 1), 'pair': ('count', 2), 'trio': ('count', 3)})
+    glue = {'of', 'to', 'the', 'at', 'a', 'than', 'from', 'by', 'side', 'way', 'step', 'up', 'on', 'in', 'all',
+            'directly'}
     for table in (PREPOSITIONS, PARTICIPLES, {r: sum(forms, ()) for r, forms in VERBS.items()}):
         for relation, phrases in table.items():
             for word in itertools.chain.from_iterable(phrase.split() for phrase in phrases):
@@ -524,8 +531,8 @@ HELD_OUT_SIZE = 1024                     # scenes of each held-out split: the pa
 
 
 def scenes_of(split, n, complexity, seed, without=()):
-    """n distinct scenes of a split, by rejection. 'template' shares the scenes of 'val' and says them differently; 'test'
-    is drawn as 'val' is. without: meanings that may not be among them."""
+    """n distinct scenes of a split, by rejection. 'template' shares the scenes of 'val' and says them differently;
+    'test' is drawn as 'val' is. without: meanings that may not be among them."""
     home = 'val' if split in ('template', 'test') else split
     rand = random.Random(f"{'test' if split == 'test' else home} {complexity} {seed}").random
     scenes, seen, tries = [], set(without), 0
@@ -535,7 +542,8 @@ def scenes_of(split, n, complexity, seed, without=()):
             runtime.fail(f'--num={n}: complexity {complexity} has only about {len(scenes)} distinct {home} scenes')
         scene = sample_scene(rand, complexity)
         if home == 'composition':            # rejection alone would take fifty draws a scene
-            scene = scene._replace(things=(scene.things[0]._replace(colour=NOVEL_COLOUR[scene.things[0].shape]), *scene.things[1:]))
+            scene = scene._replace(things=(
+                scene.things[0]._replace(colour=NOVEL_COLOUR[scene.things[0].shape]), *scene.things[1:]))
             if len({t[2:] for t in scene.things}) < len(scene.things):
                 continue
         key = meaning(scene)
@@ -578,7 +586,8 @@ def _pack(lines, count, tokenizer, max_length):
     ends = np.cumsum(lengths)
     lengths = np.where(empty, 0, lengths)
     if lengths.max() > max_length:
-        runtime.fail(f'a sentence has {lengths.max()} tokens, more than max_length {max_length}: {lines[int(lengths.argmax())][:60]!r}')
+        runtime.fail(f'a sentence has {lengths.max()} tokens, more than max_length {max_length}: '
+                     f'{lines[int(lengths.argmax())][:60]!r}')
     T = min(max_length, -(-int(lengths.max()) // 8) * 8)
     column = np.arange(T)
     starts = (ends - np.where(empty, 1, lengths))[:, None]
@@ -608,8 +617,8 @@ class Corpus:
         return torch.randint(self.size, (n,), generator=generator), generator
 
     def renderings(self, scenes, variants, generator, form='any'):
-        """Two different renderings (r1, r2) of each variant, as far as it has two. form: 'any', 'free', 'canonical' (any,
-        where the corpus has no canonical form)."""
+        """Two different renderings (r1, r2) of each variant, as far as it has two. form: 'any', 'free', 'canonical'
+        (any, where the corpus has no canonical form)."""
         count = self.count[scenes, variants].long().clamp(min=1)
         first = self.canonical if form == 'free' else 0
         count = torch.full_like(count, self.canonical) if form == 'canonical' and self.canonical else count - first
@@ -619,9 +628,9 @@ class Corpus:
         return r1 + first, r2 + first
 
     def negatives(self, scenes, k, generator, hardest=True, without=''):
-        """k different families for each scene -> variants (n, k) and valid (n, k). With `hardest` the argument swap comes
-        first where the scene has one (without it in the batch nothing learns direction) and the attribute swap next more
-        often than not. `without` names a family that is left out, to see whether the others teach it."""
+        """k different families for each scene -> variants (n, k) and valid (n, k). With `hardest` the argument swap
+        comes first where the scene has one (without it in the batch nothing learns direction) and the attribute swap
+        next more often than not. `without` names a family that is left out, to see whether the others teach it."""
         score = torch.rand(len(scenes), len(FAMILIES), generator=generator)
         if hardest:
             score[:, FAMILIES.index('argument swap')] += 2.0
@@ -634,7 +643,7 @@ class Corpus:
 
     def take(self, scenes, variants, renderings):
         """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8."""
-        longest = max(1, int(self.lengths[scenes, variants, renderings].max()))       # all may be empty in your own corpus
+        longest = max(1, int(self.lengths[scenes, variants, renderings].max()))       # all may be empty in your corpus
         width = min(self.width, -(-longest // 8) * 8)
         index = [i.to(self.device, non_blocking=True) for i in (scenes, variants, renderings)]
         return self.tokens[index[0], index[1], index[2], :width].long()
@@ -648,8 +657,8 @@ class Corpus:
     def retrieval_pool(self, n):
         """Token ids of n scenes for retrieval: query, positive (n, T), negatives (n, families, T), valid (n, families).
 
-        Free renderings; the three are never the same rendering number, so that no wording is shared by construction, where
-        a corpus of one's own has as many: a sentence without a paraphrase has to find itself."""
+        Free renderings; the three are never the same rendering number, so that no wording is shared by construction,
+        where a corpus of one's own has as many: a sentence without a paraphrase has to find itself."""
         scenes, count = torch.arange(n), self.count[:n].long().clamp(min=1)           # (n,), (n, 1 + families)
         zero = torch.zeros(n, dtype=torch.long)
         query, positive = (self.take(scenes, zero, (self.canonical + k) % count[:, 0]) for k in (0, 1))
@@ -679,19 +688,19 @@ def _folder(config):
 
 
 def prepare(folder, config, say=print):
-    """Render (or read) the corpus, train the tokenizer, write arrays.npz, tokenizer.json and eval_pack.jsonl. The folder
-    appears under its name only when it is complete."""
+    """Render (or read) the corpus, train the tokenizer, write arrays.npz, tokenizer.json and eval_pack.jsonl. The
+    folder appears under its name only when it is complete."""
     began = time.time()
     if not 256 + SPECIALS <= config['vocab_size'] <= 32768:
-        runtime.fail(f"--vocab_size={config['vocab_size']}: expects {256 + SPECIALS} (the single bytes and {SPECIALS} special "
-                     'tokens) to 32768 (ids are 16-bit on the device)')
+        runtime.fail(f"--vocab_size={config['vocab_size']}: expects {256 + SPECIALS} (the single bytes and {SPECIALS} "
+                     'special tokens) to 32768 (ids are 16-bit on the device)')
     if config['corpus']:
         parts = read_corpus(config['corpus'], say)
     else:
         sizes = {split: HELD_OUT_SIZE for split in SPLITS} | {'train': config['num_scenes']}
         parts, scenes = {}, {}
         for split in SPLITS:
-            known = parts['val'][2].ravel().tolist() if split == 'test' else ()       # nothing that a choice was made on
+            known = parts['val'][2].ravel().tolist() if split == 'test' else ()       # nothing a choice was made on
             scenes[split] = scenes_of(split, sizes[split], config['complexity'], config['data_seed'], known)
             parts[split] = *render_split(split, scenes[split], config['data_seed']), CANONICAL_RENDERINGS
         seen = set(parts['train'][2][parts['train'][1] > 0].tolist())
@@ -724,7 +733,8 @@ def write_eval_pack(path, lines, count):
     per = len(lines) // count.size
     with open(path, 'w', encoding='utf-8') as file:
         for s in range(len(count)):
-            of = [[line for line in lines[(s * count.shape[1] + f) * per:][:per] if line] for f in range(count.shape[1])]
+            of = [[line for line in lines[(s * count.shape[1] + f) * per:][:per] if line]
+                  for f in range(count.shape[1])]
             file.write(json.dumps({'original': of[0][0], 'paraphrases': of[0][1:], 'counterfactuals':
                                    {name: group for name, group in zip(FAMILIES, of[1:]) if group}}) + '\n')
 
@@ -733,9 +743,9 @@ def read_corpus(path, say=print):
     """A corpus of your own -> {'train': (lines, count, meanings, 0), 'val': ...}; every tenth row is held out,
     and a sentence that comes again goes where it went first.
 
-    .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or {family: [str]}};
-    the last two may be missing. Read line by line; a bad line is reported with its number and left out. Sentences that
-    are equal after normalisation count as one meaning. SystemExit(2) when nothing is left."""
+    .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or
+    {family: [str]}}; the last two may be missing. Read line by line; a bad line is reported with its number and left
+    out. Sentences that are equal after normalisation count as one meaning. SystemExit(2) when nothing is left."""
     rows, bad = [], []
     try:
         with open(path, 'rb') as file:
@@ -839,7 +849,8 @@ def show(complexity, seed, say=print):
     for family in FAMILIES:
         changed = next(filter(None, (counterfactual(scene, family, rand) for _ in range(50))), None)
         text = render(changed, rand) if changed else '(does not apply)'
-        say(f'{family:15s} {text}' + (f'   Graph F1 to the scene {graph_f1(scene, parse(text)):.2f}' if changed else ''))
+        say(f'{family:15s} {text}'
+            + (f'   Graph F1 to the scene {graph_f1(scene, parse(text)):.2f}' if changed else ''))
 
 
 def write_sentences(path, n, complexity, seed):
@@ -851,8 +862,9 @@ def write_sentences(path, n, complexity, seed):
             for scene in scenes:
                 if path.endswith('.jsonl'):
                     changed = {family: allowed_counterfactual(scene, family, rand, 'train') for family in FAMILIES}
-                    file.write(json.dumps({'original': render(scene, rand), 'paraphrases': [render(scene, rand) for _ in range(3)],
-                                           'counterfactuals': {f: [render(c, rand)] for f, c in changed.items() if c}}) + '\n')
+                    file.write(json.dumps({
+                        'original': render(scene, rand), 'paraphrases': [render(scene, rand) for _ in range(3)],
+                        'counterfactuals': {f: [render(c, rand)] for f, c in changed.items() if c}}) + '\n')
                 else:
                     file.write(render(scene, rand) + '\n')
     except OSError as error:

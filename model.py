@@ -1,4 +1,5 @@
-"""The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits), UNet (V_t, t -> noise).
+"""The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits), UNet
+(V_t, t -> noise).
 
 Shapes: x (B, T) token ids, 0 is padding; V (B, C, H, W) the canvas; z (B, E) unit vectors.
 """
@@ -37,8 +38,8 @@ def attend(q, k, v, mask=None, dropout=0.0, maps=False):
 
 
 class Attention(nn.Module):
-    """Multi-head attention. Queries and keys start large enough for scores with a standard deviation of 3: the usual small
-    start is uniform attention, a bag of words, and takes long to leave (LOG.md)."""
+    """Multi-head attention. Queries and keys start large enough for scores with a standard deviation of 3: the usual
+    small start is uniform attention, a bag of words, and takes long to leave (LOG.md)."""
 
     def __init__(self, dim, heads, dropout=0.0):
         super().__init__()
@@ -58,14 +59,16 @@ class Attention(nn.Module):
         return self.split(self.key(source)), self.split(self.value(source))
 
     def forward(self, q, k, v, mask=None, maps=False):
-        """q (B, heads, Tq, d), k and v (B, heads, Tk, d), already projected -> (B, Tq, D), weights (B, heads, Tq, Tk)."""
+        """q (B, heads, Tq, d), k and v (B, heads, Tk, d), already projected -> (B, Tq, D), weights
+        (B, heads, Tq, Tk)."""
         y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, maps)
         B, _, T, _ = y.shape
         return self.out(y.transpose(1, 2).reshape(B, T, -1)), weights
 
 
 def feed_forward(dim, hidden, dropout):
-    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.Dropout(dropout))
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim),
+                         nn.Dropout(dropout))
 
 
 class SelfBlock(nn.Module):
@@ -108,8 +111,8 @@ class TextEncoder(nn.Module):
     """Sentence -> canvas. A transformer over the tokens, then a grid of learned queries that reads the token states by
     cross-attention and is painted as C channels (plan, Phase 1).
 
-    x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; the queries
-    of a coarser grid paint overlapping strokes.
+    x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; the
+    queries of a coarser grid paint overlapping strokes.
     slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 + 1x1 head.
     """
 
@@ -150,7 +153,7 @@ class TextEncoder(nn.Module):
         if self.slots is not None:
             V = self.slots(h, mask)
         else:
-            q = self.place_conv(self.place).flatten(2).transpose(1, 2)           # (1, g*g, D): the same for every sample
+            q = self.place_conv(self.place).flatten(2).transpose(1, 2)           # (1, g*g, D): same for every sample
             for block in self.cross:
                 q, weights = block(q, *block.attention.keys_values(h), mask, maps)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
@@ -202,7 +205,8 @@ class SlotSplat(nn.Module):
             slots = slots + self.mlp(slots)
         mean, log_scale, mixture = self.splat(slots).float().split((2, 2, self.background.shape[1]), dim=-1)
         axis = torch.linspace(-1, 1, self.size, device=h.device)
-        distance = (axis - mean.tanh()[..., None]) * torch.exp(1.0 - log_scale[..., None].clamp(-2, 2))   # (B, K, 2, size)
+        distance = ((axis - mean.tanh()[..., None])
+                    * torch.exp(1.0 - log_scale[..., None].clamp(-2, 2)))                # (B, K, 2, size)
         y, x = torch.exp(-0.5 * distance.square()).unbind(2)                             # separable Gaussian
         return torch.einsum('bkc,bkh,bkw->bchw', mixture, y, x) + self.background
 
@@ -230,7 +234,8 @@ class Readout(nn.Module):
 # ---- V_t, t -> noise ------------------------------------------------------------------------------------------------
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with group norm; the time embedding scales and shifts between them. (B, in, H, W) -> (B, out, H, W)"""
+    """Two 3x3 convolutions with group norm; the time embedding scales and shifts between them.
+    (B, in, H, W) -> (B, out, H, W)"""
 
     def __init__(self, inside, outside, time_dim):
         super().__init__()
@@ -249,8 +254,8 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """The noise in a noisy canvas (Ho et al. 2020): V_t (B, C, H, W), t (B,) in [0, 1] -> (B, C, H, W) float32.
 
-    Three levels (H, H/2, H/4; dim, 2 dim and 4 dim channels), attention at the coarsest: 8x8 for a canvas of 32x32. dim is a
-    multiple of 8, and H and W of 4."""
+    Three levels (H, H/2, H/4; dim, 2 dim and 4 dim channels), attention at the coarsest: 8x8 for a canvas of 32x32. dim
+    is a multiple of 8, and H and W of 4."""
 
     def __init__(self, channels=6, dim=48, heads=4):
         super().__init__()
@@ -264,7 +269,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([ResidualBlock(8 * dim, 2 * dim, time_dim), ResidualBlock(4 * dim, dim, time_dim),
                                  ResidualBlock(2 * dim, dim, time_dim)])
         self.leave = nn.Sequential(nn.GroupNorm(8, dim), nn.SiLU(), nn.Conv2d(dim, channels, 3, padding=1))
-        nn.init.zeros_(self.leave[-1].weight)                                    # the first prediction is no noise: loss 1
+        nn.init.zeros_(self.leave[-1].weight)                                    # first predicts no noise: loss 1
 
     def embed_time(self, t):
         """Sinusoids of t in [0, 1] (Vaswani et al. 2017), periods from 1/1000 to 10: (B,) -> (B, dim)."""
@@ -303,7 +308,8 @@ class TextDecoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.position = nn.Embedding(max_length, dim)
         self.blocks = nn.ModuleList(SelfBlock(dim, heads, hidden, dropout) for _ in range(layers))
-        self.cross = nn.ModuleList(CrossBlock(dim, heads, hidden, dropout) for _ in range(layers)) if memory != 'none' else None
+        self.cross = (nn.ModuleList(CrossBlock(dim, heads, hidden, dropout) for _ in range(layers))
+                      if memory != 'none' else None)
         if memory in ('both', 'canvas'):
             self.from_canvas = nn.Conv2d(channels, dim, patch, stride=patch)
             self.place = nn.Parameter(0.5 * torch.randn(1, (size // patch) ** 2, dim))
@@ -327,7 +333,8 @@ class TextDecoder(nn.Module):
         return [block.attention.keys_values(memory) for block in self.cross]
 
     def decode(self, x, memory, start=0, cache=None, maps=False):
-        """Input tokens x (B, T) at positions start... -> logits (B, T, vocab), cross-attention of each layer if maps."""
+        """Input tokens x (B, T) at positions start... -> logits (B, T, vocab),
+        cross-attention of each layer if maps."""
         T = x.shape[1]
         positions = torch.arange(start, start + T, device=x.device)
         mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
@@ -341,8 +348,8 @@ class TextDecoder(nn.Module):
         return logits.masked_fill(~self.allowed, -1e4), attention
 
     def forward(self, x, V, z=None, start=BOS):
-        """Teacher forcing: logits (B, T, vocab) that predict x itself. A sentence that starts with BOS says again what the
-        canvas holds, one that starts with PARA says it in other words (P5)."""
+        """Teacher forcing: logits (B, T, vocab) that predict x itself. A sentence that starts with BOS says again what
+        the canvas holds, one that starts with PARA says it in other words (P5)."""
         return self.decode(shift(x, start), self.memory(V, z))[0]
 
     @torch.no_grad()
@@ -351,11 +358,14 @@ class TextDecoder(nn.Module):
 
         top_p = 0 is greedy. Otherwise nucleus sampling (Holtzman et al. 2020) with the uniform numbers u (B, length):
         whoever draws them for a whole batch gets the same sentences on any number of ranks."""
-        memory, B, (heads, dim) = self.memory(V, z), len(V), (self.blocks[0].attention.heads, self.embedding.embedding_dim)
+        memory, B, (heads, dim) = (self.memory(V, z), len(V),
+                                   (self.blocks[0].attention.heads, self.embedding.embedding_dim))
         autocast = torch.is_autocast_enabled(V.device.type)
         dtype = torch.get_autocast_dtype(V.device.type) if autocast else V.dtype
-        cache = [[torch.zeros(B, heads, length, dim // heads, dtype=dtype, device=V.device) for _ in range(2)] for _ in self.blocks]
-        token, ended, out = torch.full((B,), start, device=V.device), torch.zeros(B, dtype=torch.bool, device=V.device), []
+        cache = [[torch.zeros(B, heads, length, dim // heads, dtype=dtype, device=V.device) for _ in range(2)]
+                 for _ in self.blocks]
+        token, ended, out = (torch.full((B,), start, device=V.device),
+                             torch.zeros(B, dtype=torch.bool, device=V.device), [])
         for t in range(length):
             logits = self.decode(token[:, None], memory, t, cache)[0][:, 0]
             logits[:, [PAD, BOS, PARA]] = -1e4                                   # the ids that no sentence holds
@@ -372,8 +382,8 @@ def shift(x, start=BOS):
 
 
 def nucleus(logits, top_p, u):
-    """One draw a row from the smallest set of tokens whose probability reaches top_p. logits (B, vocab), u (B,) in [0, 1)
-    -> (B,) ids."""
+    """One draw a row from the smallest set of tokens whose probability reaches top_p. logits (B, vocab), u (B,) in
+    [0, 1) -> (B,) ids."""
     probability, order = logits.softmax(-1).sort(-1, descending=True)
     total = probability.cumsum(-1)
     kept = probability * (total - probability < top_p)                           # mass ahead of the token below top_p

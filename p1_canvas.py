@@ -52,10 +52,10 @@ lambda_var = 0.05
 lambda_common = 1.0       # ours: no picture common to all sentences; 0 is the plan
 lambda_lattice = 0.05     # ours: the grid of queries does not show through; 0 is the plan
 lambda_rec = 1.0          # cross-entropy of reading the sentence from V; 0 is the plan to the letter
-prior_gate = 0.5          # nats a token: the priors come in once V is read this well (reading first, LOG.md); 0: at once
+prior_gate = 0.5          # nats a token: priors come in once V is read this well (reading first, LOG.md); 0: at once
 prior_ramp = 100          # steps over which they come in
-canvas_noise = 0.3        # sd of the noise on V that the throwaway decoder reads through: without it the priors press what
-                          # depends on the sentence down to 5% of the canvas
+canvas_noise = 0.3        # sd of the noise on V that the throwaway decoder reads through: without it the priors press
+                          # what depends on the sentence down to 5% of the canvas
 alpha = 2.0               # target slope of the spectrum
 prior_samples = 64        # canvases a step (all ranks) that the priors see: a per-sample mean needs no more
 blur_steps = 0            # blur V before the priors for so many steps (the plan's warm-up, sigma 0.8 px)
@@ -74,7 +74,7 @@ eval_every = 500
 log_every = 50
 device = 'auto'           # cuda, mps or cpu
 dtype = 'auto'            # autocast: bfloat16 or float32
-compile = True            # torch.compile on CUDA; a CPU gains 0-4% for a minute of compiling, so it is not compiled there
+compile = True            # torch.compile on CUDA; a CPU gains 0-4% for a minute of compiling, so it is not done there
 tensorboard = False       # also write scalars for TensorBoard
 config = runtime.configure(globals())
 
@@ -153,12 +153,14 @@ def token_metrics(decoder, V, z, x, types, concepts, run, batch=256):
 
 
 def evaluate(encoder, decoder, held_out, types, concepts, run, cell):
-    """Statistics of the canvases of a held-out split, and how much of the sentence the throwaway decoder reads from them."""
+    """Statistics of the canvases of a held-out split, and how much of the sentence the throwaway decoder
+    reads from them."""
     x = held_out.fixed()
     V = encode(encoder, x, run)
     metrics = canvas_metrics(V, cell)
     if decoder is not None:
-        metrics |= {f'rec_{name}': value for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
+        metrics |= {f'rec_{name}': value
+                    for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
     return metrics, V
 
 
@@ -181,26 +183,27 @@ def canvas_gate(history):
         ('the same under a Hann window +', f'>= {need}', hann, hann >= need, 'white noise 0'),
         ('TV per pixel, non-zero', '> 0.01', last['tv'], last['tv'] > 0.01, 'white noise 2.26'),
         ('TV is flat: range over 3 evaluations / mean', '<= 0.10', spread, len(recent) == 3 and spread <= 0.10),
-        ('gradient kurtosis, lowest channel', '> 3', min(last['kurtosis']), min(last['kurtosis']) > 3, 'Gaussian field 3.0'),
+        ('gradient kurtosis, lowest channel', '> 3', min(last['kurtosis']), min(last['kurtosis']) > 3,
+         'Gaussian field 3.0'),
         ('largest channel correlation', '<= 0.3', last['max_correlation'], last['max_correlation'] <= 0.3),
-        ('share of variance that depends on the sentence +', '>= 0.20', last['share_total'], last['share_total'] >= 0.20,
-         'priors alone 0.00'),
+        ('share of variance that depends on the sentence +', '>= 0.20', last['share_total'],
+         last['share_total'] >= 0.20, 'priors alone 0.00'),
         ('lattice energy +', '<= 2', last['lattice'], last['lattice'] <= 2, '1/f^2 field 1.0')]
 
 
 def build(arch):
     """The encoder and the throwaway decoder from the sizes in a checkpoint."""
-    encoder = TextEncoder(arch['vocab_size'], arch['channels'], arch['size'], arch['query_grid'], arch['dim'], arch['layers'],
-                          arch['heads'], arch['hidden'], arch['cross_layers'], arch['cross_hidden'], arch['dropout'],
-                          arch['smoothing'], arch['slots'], arch['max_length'])
+    encoder = TextEncoder(arch['vocab_size'], arch['channels'], arch['size'], arch['query_grid'], arch['dim'],
+                          arch['layers'], arch['heads'], arch['hidden'], arch['cross_layers'], arch['cross_hidden'],
+                          arch['dropout'], arch['smoothing'], arch['slots'], arch['max_length'])
     decoder = TextDecoder(arch['vocab_size'], arch['channels'], arch['size'], arch['patch'], dim=arch['rec_dim'],
-                          layers=arch['rec_layers'], hidden=2 * arch['rec_dim'], dropout=arch['dropout'], memory='canvas',
-                          max_length=arch['max_length'])
+                          layers=arch['rec_layers'], hidden=2 * arch['rec_dim'], dropout=arch['dropout'],
+                          memory='canvas', max_length=arch['max_length'])
     return {'encoder': encoder, 'decoder': decoder}
 
 
-SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers', 'cross_hidden',
-         'dropout', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch')
+SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',
+         'cross_hidden', 'dropout', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch')
 DATA = ('corpus', 'num_scenes', 'complexity', 'data_seed', 'vocab_size', 'max_length')
 
 
@@ -218,7 +221,8 @@ def main():
     encoder, decoder = nets.values()
     run.say(f'encoder {runtime.count_parameters(encoder) / 1e6:.1f}M parameters '
             f'({encoder.embedding.weight.numel() / 1e6:.1f}M of them token embeddings), '
-            f'throwaway decoder {runtime.count_parameters(decoder) / 1e6:.1f}M; {train.size} scenes, {tokenizer.size} tokens')
+            f'throwaway decoder {runtime.count_parameters(decoder) / 1e6:.1f}M; '
+            f'{train.size} scenes, {tokenizer.size} tokens')
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
@@ -236,15 +240,17 @@ def main():
         if step % eval_every == 0 or last:
             for net in nets.values():
                 net.eval()
-            held_out = splits['test' if last else 'val']      # choices are made on val; the gate sees scenes that none was made on
+            # Choices are made on val; the gate sees scenes that none was made on.
+            held_out = splits['test' if last else 'val']
             with ema.weights():
                 metrics, V = evaluate(encoder, decoder if lambda_rec else None, held_out, types, concepts, run, cell)
                 pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
             if run.master:
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.evaluation(run.dir, step, plot.spectra_arrays(V)
+                                | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
@@ -265,7 +271,8 @@ def main():
         for part in x.chunk(grad_accum):
             with run.autocast():
                 V = encoder(part)
-                rec = reconstruction(decoder, noisy(V, canvas_noise * ramp), None, part) if lambda_rec else V.new_zeros(())
+                rec = (reconstruction(decoder, noisy(V, canvas_noise * ramp), None, part)
+                       if lambda_rec else V.new_zeros(()))
             terms = priors.image_prior_terms(prior_input(V[::stride], step, blur_steps, coordinate_steps), alpha, cell)
             image = priors.image_prior_loss(terms, weights(config))
             loss = ramp * image + lambda_rec * rec
@@ -278,11 +285,13 @@ def main():
         ema.update(step)
         rec_mean.lerp_(read, 0.1)
         if step % log_every == 0:
-            run.log(step, {'loss': loss, 'image': image, 'rec': read, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+            run.log(step, {'loss': loss, 'image': image, 'rec': read, 'grad_norm': grad_norm, 'lr': lr} | terms,
+                    prefix='train')
             runtime.mean_over_ranks(rec_mean, run)
             if came_in is None and (rec_mean.item() < prior_gate or step >= lr_steps // 2):
                 came_in = step + 1
-                run.say(f'step {step}: the sentence is read from the canvas at {rec_mean.item():.2f} nats a token; the priors come in')
+                run.say(f'step {step}: the sentence is read from the canvas at {rec_mean.item():.2f} nats a token; '
+                        'the priors come in')
 
     runtime.write_gate(run, canvas_gate(evaluations))
 

@@ -34,7 +34,7 @@ temperature = 0.07
 negatives = 2             # counterfactuals of each scene in the batch; 0: other batch items only
 anchors = True            # counterfactuals have paraphrases of their own; false: they are negatives only (the plan)
 mask_false_negatives = True   # rows that mean the same are never negatives of each other
-leave_out = ''            # a counterfactual family that training never sees, to ask whether the others teach it; '' for none
+leave_out = ''            # a counterfactual family that training never sees, to ask if the others teach it; '' for none
 staged = True             # canonical first (see above); false is the plan
 stage_gates = '0.95,0.70' # share of swaps beaten in the batch at which stages 1 and 2 end
 lambda_vicreg = 0.0       # variance + covariance of z (VICReg), against collapse
@@ -122,7 +122,8 @@ def barlow(z1, z2):
     z1, z2 = ((z - z.mean(0)) / (z.std(0) + 1e-4) for z in (z1, z2))
     correlation = z1.T @ z2 / len(z1)
     diagonal = correlation.diagonal()
-    return ((1 - diagonal).square().sum() + 5e-3 * (correlation.square().sum() - diagonal.square().sum())) / len(diagonal)
+    return ((1 - diagonal).square().sum()
+            + 5e-3 * (correlation.square().sum() - diagonal.square().sum())) / len(diagonal)
 
 
 def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out):
@@ -148,12 +149,13 @@ def build(arch):
 
 
 def spread(index, each, k):
-    """About k rows out of scenes x each flattened rows: as many of each scene, its variants and views in turn. Neighbours
-    are of different scenes, as the prior on what unrelated canvases share wants them. index (n,): which scenes of the whole
-    batch these are, so that the same rows are taken however the batch is split."""
+    """About k rows out of scenes x each flattened rows: as many of each scene, its variants and views in turn.
+    Neighbours are of different scenes, as the prior on what unrelated canvases share wants them. index (n,): which
+    scenes of the whole batch these are, so that the same rows are taken however the batch is split."""
     m = min(each, max(1, k // len(index)))
     turn = torch.arange(m, device=index.device)[:, None]
-    return (torch.arange(len(index), device=index.device) * each + (index + turn * (each // m)) % each).flatten()   # (m*n,)
+    return (torch.arange(len(index), device=index.device) * each
+            + (index + turn * (each // m)) % each).flatten()   # (m*n,)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
@@ -166,8 +168,8 @@ def embed(encoder, readout, x, run, batch=256):
 
 
 def retrieval_metrics(query, positive, negatives, valid):
-    """What the gate asks of embeddings: two paraphrases of S scenes, query and positive (S, E), and one sentence of each
-    counterfactual family, negatives (S, families, E), valid (S, families). All rows are unit vectors.
+    """What the gate asks of embeddings: two paraphrases of S scenes, query and positive (S, E), and one sentence of
+    each counterfactual family, negatives (S, families, E), valid (S, families). All rows are unit vectors.
 
     r1, r5: rank of the positive among all positives; r1_hard: the query's own counterfactuals are in the pool too;
     gap_<family>: mean of cos(query, positive) - cos(query, counterfactual); wins_<family>: share above 0; gap: over all
@@ -184,7 +186,8 @@ def retrieval_metrics(query, positive, negatives, valid):
     for f, family in enumerate(data.FAMILIES):
         here = valid[:, f]
         if here.any():                                           # a corpus of your own may lack a family, or all
-            metrics[f'gap_{family}'], metrics[f'wins_{family}'] = gaps[here, f].mean(), (gaps[here, f] > 0).float().mean()
+            metrics[f'gap_{family}'], metrics[f'wins_{family}'] = (gaps[here, f].mean(),
+                                                                   (gaps[here, f] > 0).float().mean())
     metrics['gap'] = gaps[valid].mean() if valid.any() else own.mean() - similarity.mean()
     return {name: value.item() for name, value in metrics.items()}
 
@@ -192,7 +195,8 @@ def retrieval_metrics(query, positive, negatives, valid):
 def semantic_metrics(encode_z, corpus, n=1024):
     """retrieval_metrics of a split under any embedding encode_z: (N, T) -> (N, E) unit vectors."""
     query, positive, negatives, valid = corpus.retrieval_pool(min(n, corpus.size))
-    return retrieval_metrics(encode_z(query), encode_z(positive), encode_z(negatives.flatten(0, 1)).unflatten(0, valid.shape), valid)
+    return retrieval_metrics(encode_z(query), encode_z(positive),
+                             encode_z(negatives.flatten(0, 1)).unflatten(0, valid.shape), valid)
 
 
 def baselines(train, corpus, vocab_size, n):
@@ -207,7 +211,8 @@ def baselines(train, corpus, vocab_size, n):
 
 
 def evaluate(encoder, readout, decoder, held_out, types, concepts, run, cell, n=1024):
-    """Metrics on a held-out split: retrieval and gaps on new scenes, P1's canvas statistics, what the throwaway decoder reads."""
+    """Metrics on a held-out split: retrieval and gaps on new scenes, P1's canvas statistics, what the
+    throwaway decoder reads."""
     def encode_z(x):
         return embed(encoder, readout, x, run)
 
@@ -216,7 +221,8 @@ def evaluate(encoder, readout, decoder, held_out, types, concepts, run, cell, n=
     V = encode(encoder, x, run)
     metrics |= canvas_metrics(V, cell)
     if decoder is not None:
-        metrics |= {f'rec_{name}': value for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
+        metrics |= {f'rec_{name}': value
+                    for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
     return metrics, V
 
 
@@ -227,7 +233,8 @@ def held_out_sets(encode_z, splits, n=1024):
 
 def print_sets(run, sets):
     """Held-out splits side by side, with the number of pairs behind each family."""
-    names = ['r1', 'r5', 'r1_hard', 'gap', *(f'{kind}_{family}' for family in data.FAMILIES for kind in ('gap', 'wins'))]
+    names = ['r1', 'r5', 'r1_hard', 'gap',
+             *(f'{kind}_{family}' for family in data.FAMILIES for kind in ('gap', 'wins'))]
     run.say(f"{'held-out':24s}" + ''.join(f'{split:>14s}' for split in sets))
     for name in names:
         run.say(f'{name:24s}' + ''.join(f"{metrics.get(name, float('nan')):14.3f}" for metrics in sets.values()))
@@ -240,7 +247,8 @@ def semantic_gate(m, base):
 
     rows = [('R@1', '>= 0.60', m['r1'], m['r1'] >= 0.60, beside('r1')),
             ('R@5', '>= 0.85', m['r5'], m['r5'] >= 0.85, beside('r5')),
-            ('R@1 with own counterfactuals in the pool +', '>= 0.85', m['r1_hard'], m['r1_hard'] >= 0.85, beside('r1_hard')),
+            ('R@1 with own counterfactuals in the pool +', '>= 0.85', m['r1_hard'], m['r1_hard'] >= 0.85,
+             beside('r1_hard')),
             ('mean cosine gap', '>= 0.25', m['gap'], m['gap'] >= 0.25, beside('gap'))]
     for family in (family for family in data.FAMILIES if f'gap_{family}' in m):
         gap, wins = m[f'gap_{family}'], m[f'wins_{family}']
@@ -251,7 +259,8 @@ def semantic_gate(m, base):
 
 def main():
     if staged and (negatives == 0 or leave_out == 'argument swap'):
-        runtime.fail('the stages end when argument swaps are told apart: use --negatives=2 and train on them, or --staged=false')
+        runtime.fail('the stages end when argument swaps are told apart: use --negatives=2 and train on them, '
+                     'or --staged=false')
     run = runtime.start('p2', config)
     previous = runtime.inherit(run, init_from, 'p1', 'python p1_canvas.py')
     arch = previous['arch'] | {'z_dim': z_dim, 'readout_hidden': readout_hidden, 'pyramid': pyramid}
@@ -283,11 +292,12 @@ def main():
                 net.eval()
             held_out = splits['test' if last else 'val']      # as in P1
             with ema.weights():
-                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts, run, cell)
+                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts,
+                                      run, cell)
                 pictures = encode(encoder, montage, run)
                 sentences, scene, kind = splits['val'].clusters(20)
                 scatter = {'tsne_z': embed(encoder, readout, sentences, run), 'tsne_scene': scene, 'tsne_kind': kind}
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics | {'stage': stage}, prefix='val')
             if run.master:
@@ -308,20 +318,23 @@ def main():
             net.train()
         scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, stage, negatives, leave_out)
         mine = runtime.local_slice(run, batch_size)
-        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
+        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
+                       views[mine])
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         terms = {}
 
         def forward(part):
-            """(sentences (n, K, views, T), which scenes) -> z (n, K, views, E) and the losses that need no other sentence."""
+            """(sentences (n, K, views, T), which scenes) -> z (n, K, views, E) and the losses that
+            need no other sentence."""
             x, index = part
             flat = x.flatten(0, 2)
             some = spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
             with run.autocast():
                 V = encoder(flat)
                 z, V = readout(V), V[some]
-                rec = reconstruction(decoder, noisy(V, canvas_noise), None, flat[some]) if lambda_rec else V.new_zeros(())
+                rec = (reconstruction(decoder, noisy(V, canvas_noise), None, flat[some])
+                       if lambda_rec else V.new_zeros(()))
             terms.update(priors.image_prior_terms(V[::stride][:max(1, prior_samples // parts)], alpha, cell), rec=rec)
             local = priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec
             return z.unflatten(0, x.shape[:3]), local
@@ -341,7 +354,8 @@ def main():
             nce, beaten = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, beaten = runtime.cached_backward(forward, list(zip(x.chunk(grad_accum), index.chunk(grad_accum))), loss_of_all)
+            nce, beaten = runtime.cached_backward(forward, list(zip(x.chunk(grad_accum), index.chunk(grad_accum))),
+                                                  loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()
@@ -349,7 +363,8 @@ def main():
         ema.update(step)
         beaten_mean = beaten_mean.lerp(beaten, 0.1)
         if step % log_every == 0:
-            run.log(step, {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
+            run.log(step, {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm,
+                           'lr': lr} | terms, prefix='train')
             # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
             if stage < 3 and beaten_mean.item() > gates[stage - 1]:
                 stage, beaten_mean = stage + 1, torch.full_like(beaten_mean, 0.5)

@@ -79,7 +79,8 @@ def shift(V, dy, dx):
 def cut_out(V, top, left, side):
     """Replace a side x side square of each canvas by the canvas's own channel means. top, left (B,) int64."""
     H, W = V.shape[-2:]
-    inside = lambda start, n: (torch.arange(n, device=V.device) >= start[:, None]) & (torch.arange(n, device=V.device) < start[:, None] + side)
+    inside = lambda start, n: ((torch.arange(n, device=V.device) >= start[:, None])
+                               & (torch.arange(n, device=V.device) < start[:, None] + side))
     hole = inside(top, H)[:, None, :, None] & inside(left, W)[:, None, None, :]       # (B, 1, H, W)
     return torch.where(hole, V.mean((2, 3), keepdim=True), V)
 
@@ -95,8 +96,8 @@ def jitter(V, u, probability, max_shift, blur_sigma, cutout):
 
 
 def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
-    """Cosine of g(V) with g(T(V)) on held-out x (N, T): by shift from 0 px on (mean over eight directions), at +-max_shift
-    (also the worst of the eight), under blur, and under cutouts in sixteen places."""
+    """Cosine of g(V) with g(T(V)) on held-out x (N, T): by shift from 0 px on (mean over eight directions), at
+    +-max_shift (also the worst of the eight), under blur, and under cutouts in sixteen places."""
     with torch.no_grad():
         V = encode(encoder, x, run)
 
@@ -108,7 +109,8 @@ def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
             z = readout(V)
         directions = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
         whole = torch.ones(len(V), dtype=torch.long, device=V.device)
-        at = [[cosine(shift(V, whole * dy * px, whole * dx * px)) for dy, dx in directions] for px in range(max(4, max_shift) + 1)]
+        at = [[cosine(shift(V, whole * dy * px, whole * dx * px)) for dy, dx in directions]
+              for px in range(max(4, max_shift) + 1)]
         places = torch.linspace(0, V.shape[-1] - cutout, 4).long().tolist()
         cuts = [cosine(cut_out(V, whole * top, whole * left, cutout)) for top in places for left in places]
     curve = [sum(c) / len(c) for c in at]
@@ -142,7 +144,8 @@ def main():
         net.load_state_dict(previous['ema'][name])
         net.eval()
     cell = arch['size'] // arch['query_grid']
-    before = {'r1': previous['metrics']['r1'], **robustness(encoder, readout, splits['test'].fixed(512), run, max_shift, blur_sigma, cutout)}
+    before = {'r1': previous['metrics']['r1'],
+              **robustness(encoder, readout, splits['test'].fixed(512), run, max_shift, blur_sigma, cutout)}
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
@@ -160,15 +163,17 @@ def main():
                 net.eval()
             held_out = splits['test' if last else 'val']      # as in P1
             with ema.weights():
-                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts, run, cell)
+                metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts,
+                                      run, cell)
                 metrics |= robustness(encoder, readout, held_out.fixed(512), run, max_shift, blur_sigma, cutout)
                 pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
             if run.master:
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {
-                    'montage': pictures, 'titles': list(data.EVAL_SENTENCES), 'shift': torch.arange(float(len(metrics['shift_cosine']))),
+                    'montage': pictures, 'titles': list(data.EVAL_SENTENCES),
+                    'shift': torch.arange(float(len(metrics['shift_cosine']))),
                     'shift_cosine': torch.tensor(metrics['shift_cosine']),
                     'jitter_names': ['shift 2 px', 'worst shift', 'blur', 'cutout', 'worst cutout'],
                     'jitter_cosine': torch.tensor([metrics[key] for key in ROBUST]),
@@ -188,14 +193,16 @@ def main():
         scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out)
         u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step + SALT))
         mine = runtime.local_slice(run, batch_size)
-        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
+        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
+                       views[mine])
         u = u[mine].to(run.device)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         terms = {}
 
         def forward(part):
-            """(x (n, K, views, T), u (n, K, views, 7), which scenes) -> z (n, K, views, E) and the losses that need no other sentence."""
+            """(x (n, K, views, T), u (n, K, views, 7), which scenes) -> z (n, K, views, E) and the losses
+            that need no other sentence."""
             x, u, index = part
             flat = x.flatten(0, 2)
             with run.autocast():
@@ -204,10 +211,12 @@ def main():
                 T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
                 jittered = readout(T_V).unflatten(0, x.shape[:3])
                 some = spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
-                rec = reconstruction(decoder, noisy(T_V[some], canvas_noise), None, flat[some]) if lambda_rec else V.new_zeros(())
+                rec = (reconstruction(decoder, noisy(T_V[some], canvas_noise), None, flat[some])
+                       if lambda_rec else V.new_zeros(()))
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
-            terms.update(priors.image_prior_terms(V[some][::stride][:max(1, prior_samples // parts)], alpha, cell), rec=rec, inv=inv)
+            terms.update(priors.image_prior_terms(V[some][::stride][:max(1, prior_samples // parts)], alpha, cell),
+                         rec=rec, inv=inv)
             return z, priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec + lambda_inv * inv
 
         def loss_of_all(z):
@@ -219,7 +228,8 @@ def main():
             nce, _ = loss_of_all(z)
             (nce + local).backward()
         else:
-            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, index)))), loss_of_all)
+            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, index)))),
+                                             loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
         optimizer.step()

@@ -1,9 +1,9 @@
 """P4 · Read the sentence back.
 
-The encoder is frozen. A fresh decoder attends to the flattened canvas and the pooled z and is taught, by teacher forcing
-under a vocabulary mask, to say the sentence again. Three control decoders learn beside it on the same batches: the
-canvas alone, z alone, and neither (a language model). After another start token (PARA) the decoder also learns to say
-other sentences of the same scene, which P5 goes on from (paraphrase_share=0.0 is the plan to the letter).
+The encoder is frozen. A fresh decoder attends to the flattened canvas and the pooled z and is taught, by teacher
+forcing under a vocabulary mask, to say the sentence again. Three control decoders learn beside it on the same batches:
+the canvas alone, z alone, and neither (a language model). After another start token (PARA) the decoder also learns to
+say other sentences of the same scene, which P5 goes on from (paraphrase_share=0.0 is the plan to the letter).
 
 Reads:  out/p3/ckpt.pt      Writes: out/p4/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots/
     python p4_decoder.py --batch_size=64
@@ -152,7 +152,8 @@ def evaluate(nets, x, types, concepts, tokenizer, run, checked):
 
 def gate(m, tables, checked):
     """P4's criteria (DESIGN 8), the control decoders beside them."""
-    beside = ', '.join(f"{name} {t['content_accuracy']:.2f}" for name, t in tables.items() if name not in ('decoder', 'canvas only'))
+    beside = ', '.join(f"{name} {t['content_accuracy']:.2f}" for name, t in tables.items()
+                       if name not in ('decoder', 'canvas only'))
     only = tables.get('canvas only', {})
     rows = [
         ('content-token accuracy, exact', '>= 0.90', m['content_accuracy'], m['content_accuracy'] >= 0.90, beside),
@@ -171,8 +172,8 @@ def gate(m, tables, checked):
 def main():
     run = runtime.start('p4', config)
     previous = runtime.inherit(run, init_from, 'p3', 'python p3_jitter.py')
-    arch = previous['arch'] | {'dec_dim': dec_dim, 'dec_layers': dec_layers, 'dec_heads': dec_heads, 'dec_hidden': dec_hidden,
-                               'dec_dropout': dropout}
+    arch = previous['arch'] | {'dec_dim': dec_dim, 'dec_layers': dec_layers, 'dec_heads': dec_heads,
+                               'dec_hidden': dec_hidden, 'dec_dropout': dropout}
     splits, tokenizer = data.load(arch['data'], run)
     train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
@@ -212,7 +213,8 @@ def main():
                     'controls_names': list(tables), 'controls_ce': torch.tensor([t['ce'] for t in tables.values()]),
                     'controls_accuracy': torch.tensor([t['content_accuracy'] for t in tables.values()])})
                 plot.trends(run.dir)
-                (run.dir / 'samples.jsonl').write_text(''.join(json.dumps({'input': a, 'said': b}) + '\n' for a, b in pairs))
+                (run.dir / 'samples.jsonl').write_text(
+                    ''.join(json.dumps({'input': a, 'said': b}) + '\n' for a, b in pairs))
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch, {'tokenizer': tokenizer.state()})
         if last:

@@ -1,8 +1,8 @@
 """P5 · Say it in other words.
 
-The encoder thaws at a small learning rate. The decoder goes on saying the sentence again (BOS) and saying other sentences
-of the same scene (PARA). Of k free-run candidates the one whose canvas means most nearly the same is
-chosen; it is encoded again and pulled to the meaning of the input (L_cycle, through the straight-through gradient of its
+The encoder thaws at a small learning rate. The decoder goes on saying the sentence again (BOS) and saying other
+sentences of the same scene (PARA). Of k free-run candidates the one whose canvas means most nearly the same is chosen;
+it is encoded again and pulled to the meaning of the input (L_cycle, through the straight-through gradient of its
 tokens), and tokens that complete a long n-gram of the input are made less likely (L_copy).
 
 Reads:  out/p4/ckpt.pt      Writes: out/p5/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots/
@@ -111,7 +111,8 @@ def candidates(nets, V, z, k, length, top_p, u, start=PARA):
     """k free-run sentences of each canvas, all in one batch -> ids (B, k, length), their cosine with z (B, k).
     u (B, k, length) uniform numbers."""
     B = len(V)
-    y = nets['decoder'].generate(V.repeat_interleave(k, 0), z.repeat_interleave(k, 0), length, start, top_p, u.flatten(0, 1))
+    y = nets['decoder'].generate(V.repeat_interleave(k, 0), z.repeat_interleave(k, 0), length, start, top_p,
+                                 u.flatten(0, 1))
     z_y = nets['readout'](nets['encoder'](y))
     return y.unflatten(0, (B, k)), (z_y.unflatten(0, (B, k)) * z[:, None]).sum(-1)
 
@@ -162,10 +163,13 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
     oracle = [max(range(k), key=lambda c: data.graph_f1(t, data.parse(row[c]))) for t, row in zip(truth, texts)]
 
     def chosen(index):
-        return paraphrase_metrics([row[i] for row, i in zip(texts, index)], originals, [row[i] for row, i in zip(cosine, index)])
+        return paraphrase_metrics([row[i] for row, i in zip(texts, index)], originals,
+                                  [row[i] for row, i in zip(cosine, index)])
 
-    ways = {'best of k': chosen(best), 'greedy': paraphrase_metrics([tokenizer.decode(r) for r in torch.cat(greedy).tolist()],
-            originals, torch.cat(greedy_cosine).tolist()), 'one sample': chosen([0] * len(texts)), 'oracle of k': chosen(oracle),
+    ways = {'best of k': chosen(best),
+            'greedy': paraphrase_metrics([tokenizer.decode(r) for r in torch.cat(greedy).tolist()], originals,
+                                         torch.cat(greedy_cosine).tolist()),
+            'one sample': chosen([0] * len(texts)), 'oracle of k': chosen(oracle),
             'copy the input': paraphrase_metrics(originals, originals, [1.0] * len(originals))}
     ways['best of k']['distinct_candidates'] = sum(len(set(row)) for row in texts) / (k * len(texts))
     rows = [{'input': o, 'paraphrase': row[i], 'f1': data.graph_f1(t, data.parse(row[i])),
@@ -179,7 +183,8 @@ def evaluate(nets, held_out, types, concepts, tokenizer, run, cell, knobs):
     encoder, readout, decoder, x = nets['encoder'], nets['readout'], nets['decoder'], held_out.fixed(512)
     metrics = semantic_metrics(lambda x: embed(encoder, readout, x, run), held_out)
     V, z = encode(encoder, x, run), embed(encoder, readout, x, run)
-    metrics |= canvas_metrics(V, cell) | robustness(encoder, readout, x, run, knobs['max_shift'], knobs['blur_sigma'], knobs['cutout'])
+    metrics |= canvas_metrics(V, cell) | robustness(encoder, readout, x, run, knobs['max_shift'],
+                                                    knobs['blur_sigma'], knobs['cutout'])
     metrics |= token_metrics(decoder, V, z, x, types, concepts, run)
     shuffled = token_metrics(decoder, p4_decoder.shuffle_canvas(V), z, x, types, concepts, run)
     metrics['shuffle_ce_rise'] = shuffled['ce'] / metrics['ce'] - 1
@@ -192,33 +197,36 @@ def evaluate(nets, held_out, types, concepts, tokenizer, run, cell, knobs):
 
 
 def start_token(knobs):
-    """The free run starts with what the decoder was taught to start with: without paraphrases it says the sentence again."""
+    """The free run starts with what the decoder was taught to start with: without
+    paraphrases it says the sentence again."""
     return PARA if knobs['paraphrase_share'] else BOS
 
 
 def batch(corpus, seed, step, length, knobs):
-    """The global batch of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K), and the uniform numbers of
-    the jitter (n, K, views, 7) and of the free run (n, trips, k, length)."""
+    """The global batch of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K), and the uniform
+    numbers of the jitter (n, K, views, 7) and of the free run (n, trips, k, length)."""
     n = knobs['batch_size']
     scenes, variants, views, valid = contrast_batch(corpus, n, seed, step, 3, knobs['negatives'], knobs['leave_out'])
     generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
     u = torch.rand(*views.shape, 7, generator=generator)
-    trips = max(1, knobs['generated'] // n)                                           # sentences of each scene that go round
+    trips = max(1, knobs['generated'] // n)                                           # sentences a scene that go round
     return scenes, variants, views, valid, u, torch.rand(n, trips, knobs['best_of_k'], length, generator=generator)
 
 
 def local_losses(nets, part, run, cell, parts, knobs):
-    """All losses of P1 to P5 that need no other sentence. part: x (n, K, views, T), u, u_trip as in batch(), and which scenes
-    these are (n,); parts: how many such parts all ranks and micro-steps make. -> z (n, K, views, E), loss, {term: scalar}, V
-    (n*K*views, C, H, W)."""
+    """All losses of P1 to P5 that need no other sentence. part: x (n, K, views, T), u, u_trip as in batch(), and which
+    scenes these are (n,); parts: how many such parts all ranks and micro-steps make. -> z (n, K, views, E), loss,
+    {term: scalar}, V (n*K*views, C, H, W)."""
     x, u, u_trip, index = part
-    encoder, readout, decoder, share, flat = nets['encoder'], nets['readout'], nets['decoder'], knobs['paraphrase_share'], x.flatten(0, 2)
+    encoder, readout, decoder, share, flat = (nets['encoder'], nets['readout'], nets['decoder'],
+                                              knobs['paraphrase_share'], x.flatten(0, 2))
     with run.autocast():
         V = encoder(flat)
         z = readout(V)
-        jittered = readout(jitter(V, u.flatten(0, 2), knobs['jitter_prob'], knobs['max_shift'], knobs['blur_sigma'], knobs['cutout']))
+        jittered = readout(jitter(V, u.flatten(0, 2), knobs['jitter_prob'], knobs['max_shift'], knobs['blur_sigma'],
+                                  knobs['cutout']))
         rows = torch.arange(len(flat), device=flat.device)
-        other = rows ^ 1                                                              # views come in pairs: its paraphrase
+        other = rows ^ 1                                                              # its paraphrase: views are paired
         some = spread(index, x.shape[1] * x.shape[2], knobs['dec_samples'] // parts)
         again = reconstruction(decoder, V[some], z[some], flat[some])
         para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if share else z.new_zeros(())
@@ -229,20 +237,23 @@ def local_losses(nets, part, run, cell, parts, knobs):
     inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()                    # |g(T(V(x1))) - g(V(x2))|^2
     stride = max(1, knobs['batch_size'] // knobs['prior_samples'])                    # as in P2
     seen = V[some][::stride][:max(1, knobs['prior_samples'] // parts)]
-    terms = priors.image_prior_terms(seen, knobs['alpha'], cell) | {'again': again, 'para': para, 'inv': inv, 'cycle': cycle, 'copy': copy}
+    terms = (priors.image_prior_terms(seen, knobs['alpha'], cell)
+             | {'again': again, 'para': para, 'inv': inv, 'cycle': cycle, 'copy': copy})
     loss = (priors.image_prior_loss(terms, weights(knobs)) + knobs['lambda_inv'] * inv
-            + knobs['lambda_dec'] * ((1 - share) * again + share * para) + knobs['lambda_cycle'] * cycle + knobs['lambda_copy'] * copy)
+            + knobs['lambda_dec'] * ((1 - share) * again + share * para)
+            + knobs['lambda_cycle'] * cycle + knobs['lambda_copy'] * copy)
     return z, loss, terms, V
 
 
 def gate(ways, metrics, evaluations, checked):
-    """P5's criteria (DESIGN 8) for the best of k, the other ways of decoding beside it; then those of P1 to P4 once more, so
-    that the table says whether one checkpoint passes them all."""
+    """P5's criteria (DESIGN 8) for the best of k, the other ways of decoding beside it; then those of P1 to P4 once
+    more, so that the table says whether one checkpoint passes them all."""
     m = ways['best of k']
     earlier = canvas_gate(evaluations) + semantic_gate(metrics, {}) + [
         ('cosine after shifts of 2 px', '>= 0.90', metrics['jitter_cosine'], metrics['jitter_cosine'] >= 0.90),
         ('content-token accuracy, exact', '>= 0.90', metrics['content_accuracy'], metrics['content_accuracy'] >= 0.90),
-        ('CE rise when the canvas is shuffled', '>= 0.30', metrics['shuffle_ce_rise'], metrics['shuffle_ce_rise'] >= 0.30)]
+        ('CE rise when the canvas is shuffled', '>= 0.30', metrics['shuffle_ce_rise'],
+         metrics['shuffle_ce_rise'] >= 0.30)]
 
     def beside(key):
         return ', '.join(f'{way} {values[key]:.2f}' for way, values in ways.items() if way != 'best of k')
@@ -265,7 +276,8 @@ def main():
     for name, net in nets.items():
         net.load_state_dict(previous['ema'][name])
     cell = arch['size'] // arch['query_grid']
-    optimizer = runtime.adamw(nets, learning_rate, weight_decay, scale={'encoder': encoder_scale, 'readout': encoder_scale})
+    optimizer = runtime.adamw(nets, learning_rate, weight_decay,
+                              scale={'encoder': encoder_scale, 'readout': encoder_scale})
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
@@ -284,12 +296,13 @@ def main():
             with ema.weights():
                 metrics, ways, rows, V = evaluate(nets, held_out, types, concepts, tokenizer, run, cell, config)
                 pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
             if run.master:
                 (run.dir / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.evaluation(run.dir, step, plot.spectra_arrays(V)
+                                | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
                 plot.samples_table(run.dir)
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
@@ -305,9 +318,11 @@ def main():
             net.train()
         scenes, variants, views, valid, u, u_trip = batch(train, seed, step, length, config)
         mine = runtime.local_slice(run, batch_size)
-        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
+        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
+                       views[mine])
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
-        whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device), torch.arange(batch_size, device=run.device)[mine])
+        whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device),
+                 torch.arange(batch_size, device=run.device)[mine])
         terms = {}
 
         def forward(part):
@@ -339,7 +354,8 @@ def main():
         run.say(f"{way:16s} Graph F1 {m['graph_f1']:.3f}  exact {m['graph_exact']:.3f}  ROUGE-L {m['rouge_l']:.3f}  "
                 f"cosine {m['cosine']:.3f}  not the input {m['distinct']:.3f}  unreadable {m['unreadable']:.3f}")
     for row in rows[:8]:
-        run.say(f"  {row['input']}\n    -> {row['paraphrase']}   F1 {row['f1']:.2f}  ROUGE-L {row['rouge_l']:.2f}  cosine {row['cosine']:.2f}")
+        run.say(f"  {row['input']}\n    -> {row['paraphrase']}   F1 {row['f1']:.2f}  ROUGE-L {row['rouge_l']:.2f}  "
+                f"cosine {row['cosine']:.2f}")
     runtime.write_gate(run, gate(ways, metrics, evaluations, checked))
 
 

@@ -5,7 +5,8 @@ ever seen). Then the encoder goes on with all losses of P5 and one more: each ca
 DDIM step, and pulled to the result (L_prior; no gradient passes through the U-Net). Whether that helps is asked of a
 control: the same steps on the same batches with lambda_prior=0.
 
-Reads:  out/p5/ckpt.pt, the control's      Writes: out/p6/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots/
+Reads:  out/p5/ckpt.pt, the control's
+Writes: out/p6/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots/
     python p6_diffusion.py --lambda_prior=0 --out_dir=out/p6_control
     python p6_diffusion.py --control=out/p6_control
     torchrun --standalone --nproc_per_node=2 p6_diffusion.py
@@ -69,7 +70,8 @@ config = runtime.configure(globals())
 
 
 def signal_share(t):
-    """The cosine schedule (Nichol & Dhariwal 2021): the share of V_t's variance that is signal, t in [0, 1] any shape."""
+    """The cosine schedule (Nichol & Dhariwal 2021): the share of V_t's variance that is signal,
+    t in [0, 1] any shape."""
     def f(t):
         return torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
     return (f(t) / f(torch.zeros_like(t))).clamp(1e-5, 1 - 1e-5)
@@ -88,7 +90,8 @@ def denoise(V_t, predicted, t):
 
 
 def diffusion_loss(unet, V, t, noise, min_snr=0.0):
-    """Squared error of the predicted noise, mean over pixels, min(SNR, gamma) / SNR weighted over canvases; 1 is no skill."""
+    """Squared error of the predicted noise, mean over pixels, min(SNR, gamma) / SNR weighted over
+    canvases; 1 is no skill."""
     error = (unet(add_noise(V, t, noise), t) - noise).square().mean((1, 2, 3))
     a = signal_share(t)
     snr = a / (1 - a)
@@ -96,8 +99,8 @@ def diffusion_loss(unet, V, t, noise, min_snr=0.0):
 
 
 def prior_loss(unet, V, t, noise):
-    """|V - DDIM_step(V_t)|^2 a pixel; nothing flows through the U-Net, so its gradient in V is that of score distillation
-    (Poole et al. 2022): the canvas moves to where the U-Net thinks it came from. V normalised."""
+    """|V - DDIM_step(V_t)|^2 a pixel; nothing flows through the U-Net, so its gradient in V is that of score
+    distillation (Poole et al. 2022): the canvas moves to where the U-Net thinks it came from. V normalised."""
     with torch.no_grad():
         V_t = add_noise(V, t, noise)
         target = denoise(V_t, unet(V_t, t), t)
@@ -120,7 +123,8 @@ def ddim(unet, noise, steps, eta, generator, run):
 
 
 def scramble(V, generator):
-    """Gaussian fields with the power spectrum of each channel of each canvas: random phases. What 1/f^2 alone looks like."""
+    """Gaussian fields with the power spectrum of each channel of each canvas: random phases. What
+    1/f^2 alone looks like."""
     noise = torch.fft.rfft2(torch.randn(V.shape, generator=generator, device=V.device))
     return torch.fft.irfft2(torch.fft.rfft2(V).abs() * noise / noise.abs().clamp(min=1e-9), s=V.shape[-2:])
 
@@ -130,8 +134,8 @@ QUARTERS = ('t 0-25%', 't 25-50%', 't 50-75%', 't 75-100%')
 
 @torch.no_grad()
 def diffusion_metrics(unet, V, run, per=256):
-    """Held-out diffusion loss by quarter of t, and that of the best linear denoiser: a Wiener filter that knows the mean
-    power of each channel and frequency, which is all that a Gaussian field has. V normalised (N, C, H, W)."""
+    """Held-out diffusion loss by quarter of t, and that of the best linear denoiser: a Wiener filter that knows the
+    mean power of each channel and frequency, which is all that a Gaussian field has. V normalised (N, C, H, W)."""
     generator, metrics = torch.Generator(V.device).manual_seed(0), {}
     power = torch.fft.fft2(V, norm='ortho').abs().square().mean(0)                    # (C, H, W)
     for k, quarter in enumerate(QUARTERS):
@@ -161,7 +165,8 @@ def build(arch):
 
 
 def gate(metrics, before, other, ways, evaluations, checked):
-    """P6's criteria (DESIGN 8): against the checkpoint it began with, and against the control (its metrics, or None)."""
+    """P6's criteria (DESIGN 8): against the checkpoint it began with, and against the
+    control (its metrics, or None)."""
     def change(name, since):
         return metrics[name] / since[name] - 1
 
@@ -170,7 +175,8 @@ def gate(metrics, before, other, ways, evaluations, checked):
 
     worst = max(metrics[f'diffusion_{q}'] / metrics[f'wiener_{q}'] for q in QUARTERS)
     falls = -change('paraphrase_distance', before)
-    rows = [('diffusion loss over that of a Wiener filter, worst quarter of t +', '< 1', worst, worst < 1, 'no skill > 1'),
+    rows = [('diffusion loss over that of a Wiener filter, worst quarter of t +', '< 1', worst, worst < 1,
+             'no skill > 1'),
             ('spectrum prior, change', '< 0', change('prior_spectrum', before), change('prior_spectrum', before) < 0,
              beside('prior_spectrum')),
             ('TV, change', '< 0', change('prior_tv', before), change('prior_tv', before) < 0, beside('prior_tv')),
@@ -191,7 +197,8 @@ def gate(metrics, before, other, ways, evaluations, checked):
 def main():
     run = runtime.start('p6', config)
     previous = runtime.inherit(run, init_from, 'p5', 'python p5_roundtrip.py')
-    other = runtime.load_checkpoint(f'{control}/ckpt.pt', 'p6', f'python p6_diffusion.py --lambda_prior=0 --out_dir={control}'
+    other = runtime.load_checkpoint(f'{control}/ckpt.pt', 'p6',
+                                    f'python p6_diffusion.py --lambda_prior=0 --out_dir={control}'
                                     )['metrics'] if control else None
     knobs = run.history[-1]['config'] | {'batch_size': batch_size}     # all losses go on as in P5
     arch = previous['arch'] | {'unet_dim': unet_dim}
@@ -213,7 +220,8 @@ def main():
     mean, std = buffer.mean((0, 2, 3), keepdim=True), buffer.std((0, 2, 3), keepdim=True)
     buffer, oldest = (buffer - mean) / std, 0
     state = runtime.resume(run, nets, optimizer, ema)
-    start, metrics, evaluations = (state['step'], state['metrics'], state['extra']['evaluations']) if state else (0, {}, [])
+    start, metrics, evaluations = ((state['step'], state['metrics'], state['extra']['evaluations']) if state else
+                                   (0, {}, []))
     if state:
         buffer, oldest = state['extra']['buffer'].to(run.device), state['extra']['oldest']
     runtime.compile_nets(nets, run)
@@ -230,15 +238,16 @@ def main():
                 net.eval()
             generator = torch.Generator(run.device).manual_seed(seed)
             with ema.weights():
-                metrics, ways, rows, V = p5_roundtrip.evaluate(spoken, splits['test' if last else 'val'], types, concepts, tokenizer,
-                                                               run, cell, knobs)
+                metrics, ways, rows, V = p5_roundtrip.evaluate(spoken, splits['test' if last else 'val'], types,
+                                                               concepts, tokenizer, run, cell, knobs)
                 metrics |= diffusion_metrics(unet, (V - mean) / std, run)
                 noise = torch.randn(drawn, *V.shape[1:], generator=generator, device=run.device)
                 sampled = ddim(unet, noise, sample_steps, eta, generator, run) * std + mean
                 kinds = {'painted': V[:drawn], 'drawn': sampled, 'random phases': scramble(V[:drawn], generator)}
-                read = {kind: reading(spoken, canvases, tokenizer, run, length, checked) for kind, canvases in kinds.items()}
+                read = {kind: reading(spoken, canvases, tokenizer, run, length, checked)
+                        for kind, canvases in kinds.items()}
                 pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run evaluates its first step again
+            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
             evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             metrics |= {f'drawn_{name}': value for name, value in canvas_metrics(sampled, cell).items()}
             metrics |= {'drawn_parsed': read['drawn'][0], 'drawn_distinct': read['drawn'][1]}
@@ -248,17 +257,20 @@ def main():
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {
                     'montage': pictures, 'titles': list(data.EVAL_SENTENCES),
                     'drawn': torch.cat((sampled[:10], V[:6])), 'drawn_titles': [
-                        *(f'drawn: {text}' for text in read['drawn'][2][:10]), *(f'painted: {text}' for text in read['painted'][2][:6])]})
+                        *(f'drawn: {text}' for text in read['drawn'][2][:10]),
+                        *(f'painted: {text}' for text in read['painted'][2][:6])]})
                 plot.samples_table(run.dir)
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch, {
-                'evaluations': evaluations, 'buffer': buffer, 'oldest': oldest, 'mean': mean, 'std': std, 'tokenizer': tokenizer.state()})
+                'evaluations': evaluations, 'buffer': buffer, 'oldest': oldest, 'mean': mean, 'std': std,
+                'tokenizer': tokenizer.state()})
         if last:
             break
 
         together = step >= unet_steps and max_steps > unet_steps
-        lr = runtime.cosine_lr(step - unet_steps, learning_rate, warmup_steps, lr_steps - unet_steps) if together else 0.0
+        lr = (runtime.cosine_lr(step - unet_steps, learning_rate, warmup_steps, lr_steps - unet_steps)
+              if together else 0.0)
         unet_lr = runtime.cosine_lr(step, unet_learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = unet_lr if group['net'] == 'unet' else lr * group['scale']
@@ -280,20 +292,23 @@ def main():
             scenes, variants, views, valid, u, u_trip = p5_roundtrip.batch(train, seed, step, length, knobs)
             each, parts = views[0].numel(), run.world * grad_accum     # canvases of a scene
             mine = runtime.local_slice(run, batch_size)
-            x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]), views[mine])
+            x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
+                           views[mine])
             meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
             noise = torch.randn(batch_size, *buffer.shape[1:], generator=generator, device=run.device)[mine]
             t = t_low + (t_high - t_low) * torch.rand(batch_size, generator=generator, device=run.device)[mine]
-            whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device), torch.arange(batch_size, device=run.device)[mine], noise, t)
+            whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device),
+                     torch.arange(batch_size, device=run.device)[mine], noise, t)
             fresh = []
 
             def forward(part):
                 *part, noise, t = part
                 z, local, found, V = p5_roundtrip.local_losses(spoken, part, run, cell, parts, knobs)
-                V = (V.unflatten(0, (-1, each)) - mean) / std                                  # (n, each, C, H, W)
-                rows = slice(None, None, max(1, batch_size // prior_rows))                     # the same however the batch is split
+                V = (V.unflatten(0, (-1, each)) - mean) / std                  # (n, each, C, H, W)
+                rows = slice(None, None, max(1, batch_size // prior_rows))     # the same however the batch is split
                 with run.autocast():
-                    found['prior'] = prior_loss(unet, V[rows, 0], t[rows], noise[rows]) if lambda_prior else V.new_zeros(())
+                    found['prior'] = (prior_loss(unet, V[rows, 0], t[rows], noise[rows])
+                                      if lambda_prior else V.new_zeros(()))
                 terms.update(found)
                 fresh.append(V[:, :refresh].detach())
                 return z, local + lambda_prior * found['prior']
@@ -308,26 +323,30 @@ def main():
                 terms['nce'] = loss_of_all(z)[0]
                 (terms['nce'] + local).backward()
             else:
-                terms['nce'], _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in whole))), loss_of_all)
+                terms['nce'], _ = runtime.cached_backward(
+                    forward, list(zip(*(t.chunk(grad_accum) for t in whole))), loss_of_all)
             new = runtime.gather(torch.cat(fresh[-grad_accum:]).flatten(0, 1), run)
             buffer[torch.arange(oldest, oldest + len(new), device=run.device) % buffer_size] = new
             oldest = (oldest + len(new)) % buffer_size
         runtime.average_gradients(nets, run)
-        norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip) for net in (unet, torch.nn.ModuleList(spoken.values()))]
+        norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip)
+                 for net in (unet, torch.nn.ModuleList(spoken.values()))]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
         if step % log_every == 0:
-            run.log(step, {'loss': terms['nce' if together else 'diffusion'], 'unet_grad_norm': norms[0], 'grad_norm': norms[1],
-                           'lr': lr, 'unet_lr': unet_lr} | terms, prefix='train')
+            run.log(step, {'loss': terms['nce' if together else 'diffusion'], 'unet_grad_norm': norms[0],
+                           'grad_norm': norms[1], 'lr': lr, 'unet_lr': unet_lr} | terms, prefix='train')
 
     with ema.weights():
         print_sets(run, held_out_sets(lambda x: embed(encoder, readout, x, run), splits))
     for name in QUARTERS:
-        run.say(f"{name:12s} diffusion loss {metrics[f'diffusion_{name}']:.4f}   Wiener filter {metrics[f'wiener_{name}']:.4f}")
+        run.say(f"{name:12s} diffusion loss {metrics[f'diffusion_{name}']:.4f}   "
+                f"Wiener filter {metrics[f'wiener_{name}']:.4f}")
     for kind, canvases in kinds.items():
         look = canvas_metrics(canvases, cell)
-        run.say(f"{kind:14s} parsed {read[kind][0]:.3f}  distinct {read[kind][1]:.3f}  slope {sum(look['alpha']) / len(look['alpha']):.2f}  "
+        run.say(f"{kind:14s} parsed {read[kind][0]:.3f}  distinct {read[kind][1]:.3f}  "
+                f"slope {sum(look['alpha']) / len(look['alpha']):.2f}  "
                 f"TV {look['tv']:.3f}  kurtosis {min(look['kurtosis']):.1f}  lattice {look['lattice']:.2f}")
     for text in read['drawn'][2][:8]:
         run.say(f'  drawn: {text}')

@@ -1,9 +1,10 @@
 """P7 · Take the pieces away, one at a time.
 
 An ablation is a set of overrides of the phase scripts, so each is run as an ordinary command line. It branches off the
-baseline of its seed at the first phase that it changes; a finished run is never repeated, an unfinished one goes on. The
-table says for every target metric how far it drops, in standard deviations of the baseline, and whether the worst seed of
-the one is still better than the best seed of the other. A piece whose removal changes nothing is its most useful line.
+baseline of its seed at the first phase that it changes; a finished run is never repeated, an unfinished one goes on.
+The table says for every target metric how far it drops, in standard deviations of the baseline, and whether the worst
+seed of the one is still better than the best seed of the other. A piece whose removal changes nothing is its most
+useful line.
 
 Cost: on 2 CPU cores one seed of the whole table takes about three hours, `--only='copy suppression,round trip'` twenty
 minutes after the baseline; stop it any time (Ctrl-C) and start the same command again.
@@ -44,28 +45,31 @@ HERE = Path(__file__).parent
 PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
 PRESETS = {
     'cpu': {
-        'p1': '--num_scenes=20000 --vocab_size=1024 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 --hidden=256 '
-              '--cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 --batch_size=64 '
-              f'--learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} --max_steps=500 --eval_every=100',
+        'p1': '--num_scenes=20000 --vocab_size=1024 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 '
+              '--hidden=256 --cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 '
+              f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
+              '--max_steps=500 --eval_every=100',
         'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
               '--max_steps=1000 --eval_every=250',
         'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
               '--max_steps=150 --eval_every=50',
-        'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 --controls=false '
-              '--learning_rate=2e-3 --warmup_steps=50 --max_steps=400 --eval_every=400',
-        'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=20 '
-              f'{PRIORS} --max_steps=150 --eval_every=50'},
+        'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
+              '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=400 --eval_every=400',
+        'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '
+              f'--warmup_steps=20 {PRIORS} --max_steps=150 --eval_every=50'},
     'gpu': {'p1': '--max_steps=4000', 'p2': '--max_steps=4000', 'p3': '--max_steps=1000',
             'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000'},
     'smoke': {
         'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
-              '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 --max_steps=2 --eval_every=1',
+              '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 '
+              '--max_steps=2 --eval_every=1',
         'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 --max_steps=2 --eval_every=1',
         'p3': '--batch_size=4 --max_steps=2 --eval_every=1',
         'p4': '--batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 --dec_hidden=64 --controls=false --max_steps=2',
         'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=1'}}
 MINUTES = {'cpu': {'p1': 4, 'p2': 9, 'p3': 2, 'p4': 3, 'p5': 4}, 'gpu': {}, 'smoke': {}}     # of one job, measured
-SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py', 'p5': 'p5_roundtrip.py'}
+SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
+           'p5': 'p5_roundtrip.py'}
 
 
 def ablation(words, phases):
@@ -97,7 +101,7 @@ ABLATIONS = {
     'anchors (ours)': ablation('--anchors=false', CONTRAST),
     'paraphrase training (ours)': ablation('--paraphrase_share=0', 'p4 p5')}
 
-# Target metrics: label, how to read it from the metrics of a P5 checkpoint, +1 where more is better and -1 where less is.
+# Target metrics: label, how to read it from the metrics of a P5 checkpoint; +1: more is better, -1: less is.
 TARGETS = (
     ('R@1', lambda m: m['r1'], 1), ('R@5', lambda m: m['r5'], 1),
     ('worst-family gap', lambda m: min(v for k, v in m.items() if k.startswith('gap_')), 1),
@@ -110,8 +114,8 @@ TARGETS = (
 
 
 def runs(names):
-    """All runs as (name, seed, phase, folder, the checkpoint that it starts from or None, command), baselines first. What comes
-    before the first phase that an ablation changes is the baseline's."""
+    """All runs as (name, seed, phase, folder, the checkpoint that it starts from or None, command), baselines first.
+    What comes before the first phase that an ablation changes is the baseline's."""
     found = []
     for name in ['baseline', *(n for n in names if n != 'baseline')]:
         for seed in range(seeds):
@@ -123,8 +127,9 @@ def runs(names):
                     words = PRESETS[preset][phase].split()
                     steps = next((w.partition('=')[2] for w in words if w.startswith('--max_steps=')), None)
                     words += [f'--lr_steps={steps}'] * bool(steps) + ABLATIONS[name].get(phase, '').split()
-                    command = [sys.executable, str(HERE / script), f'--out_dir={folder}', f'--seed={seed}', '--ema_decay=0.99', '--resume=true',
-                               f'--device={device}', *([f'--init_from={before}'] if before else []), *words]
+                    command = [sys.executable, str(HERE / script), f'--out_dir={folder}', f'--seed={seed}',
+                               '--ema_decay=0.99', '--resume=true', f'--device={device}',
+                               *([f'--init_from={before}'] if before else []), *words]
                     found.append((name, seed, phase, folder, before, command))
                 before = folder / 'ckpt.pt'
     return found
@@ -135,8 +140,8 @@ def finished(folder):
 
 
 def work(todo):
-    """Run what is not finished, `jobs` at a time, each as soon as the run before it has ended. Ctrl-C stops all of them; they
-    save. Raises SystemExit(1), after one line, when a run fails: its log says why."""
+    """Run what is not finished, `jobs` at a time, each as soon as the run before it has ended. Ctrl-C stops all of
+    them; they save. Raises SystemExit(1), after one line, when a run fails: its log says why."""
     gpus = torch.cuda.device_count() if device in ('auto', 'cuda') else 0
     slots = list(range(jobs or gpus or 2))
     threads = max(1, (os.cpu_count() or 1) // len(slots))
@@ -150,8 +155,10 @@ def work(todo):
                 todo.remove(ready)
                 name, seed, phase, folder, _, command = ready
                 folder.mkdir(parents=True, exist_ok=True)
-                print(f'{time.strftime("%H:%M")} {name}, seed {seed}, {phase} begins; {len(todo)} of {total} runs wait', flush=True)
-                environment = os.environ | {'OMP_NUM_THREADS': str(threads)} | ({'CUDA_VISIBLE_DEVICES': str(slot % gpus)} if gpus else {})
+                print(f'{time.strftime("%H:%M")} {name}, seed {seed}, {phase} begins; '
+                      f'{len(todo)} of {total} runs wait', flush=True)
+                environment = (os.environ | {'OMP_NUM_THREADS': str(threads)}
+                               | ({'CUDA_VISIBLE_DEVICES': str(slot % gpus)} if gpus else {}))
                 with open(folder / 'run.log', 'a', encoding='utf-8') as log:
                     running[slot] = folder, subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             for slot, (folder, process) in list(running.items()):
@@ -187,8 +194,8 @@ def collect(names):
 
 
 def effects(base, other):
-    """Drops of other (n, targets) below base (m, targets): in standard deviations of the baseline (positive is worse), and
-    whether every seed of the one is on the same side of every seed of the other (+1 worse, -1 better, 0 neither).
+    """Drops of other (n, targets) below base (m, targets): in standard deviations of the baseline (positive is worse),
+    and whether every seed of the one is on the same side of every seed of the other (+1 worse, -1 better, 0 neither).
     With three seeds each, chance alone separates a given metric one time in ten."""
     sign = np.array([s for *_, s in TARGETS])
     drop = sign * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), 1e-9)
@@ -199,26 +206,30 @@ def effects(base, other):
 def table(found):
     """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds do not overlap."""
     base = found['baseline']
-    lines = [f'Target metrics of P5 on the test split, mean ± sd over n seeds. In brackets the drop in standard deviations of the baseline '
-             '(n = ' + str(len(base)) + '); **bold** where every seed is worse than every seed of the baseline, *italic* where every one is better.', '',
+    lines = [f'Target metrics of P5 on the test split, mean ± sd over n seeds. In brackets the drop in standard '
+             'deviations of the baseline (n = ' + str(len(base)) + '); **bold** where every seed is worse than every '
+             'seed of the baseline, *italic* where every one is better.', '',
              '| without | n | ' + ' | '.join(label for label, *_ in TARGETS) + ' | worse in |',
              '|---' * (len(TARGETS) + 3) + '|']
     for name, values in found.items():
         few = len(base) < 2 or len(values) < 2
-        drop, side = (np.zeros(len(TARGETS)), np.zeros(len(TARGETS), int)) if name == 'baseline' or few else effects(base, values)
+        drop, side = ((np.zeros(len(TARGETS)), np.zeros(len(TARGETS), int)) if name == 'baseline' or few else
+                      effects(base, values))
         cells = []
         for k in range(len(TARGETS)):
             spread = f' ± {values[:, k].std(ddof=1):.2g}' if len(values) > 1 else ''
             mark = {1: '**', -1: '*', 0: ''}[int(side[k])]
-            cells.append(f'{mark}{values[:, k].mean():.3g}{spread}{mark}' + ('' if name == 'baseline' or few else f' [{drop[k]:+.1f}]'))
-        verdict = '' if name == 'baseline' else 'n < 2' if few else f'{(side > 0).sum()}' if (side > 0).any() else '0: changes nothing for the worse'
+            cells.append(f'{mark}{values[:, k].mean():.3g}{spread}{mark}'
+                         + ('' if name == 'baseline' or few else f' [{drop[k]:+.1f}]'))
+        verdict = ('' if name == 'baseline' else 'n < 2' if few else
+                   f'{(side > 0).sum()}' if (side > 0).any() else '0: changes nothing for the worse')
         lines.append(f'| {name} | {len(values)} | ' + ' | '.join(cells) + f' | {verdict} |')
     return '\n'.join(lines) + '\n'
 
 
 def chart(found):
-    """The drops as a heat map: ablations by target metrics, in standard deviations of the baseline, a dot where the seeds do
-    not overlap. The colour ends at 5."""
+    """The drops as a heat map: ablations by target metrics, in standard deviations of the baseline, a dot where the
+    seeds do not overlap. The colour ends at 5."""
     base, names = found['baseline'], [name for name, values in found.items() if name != 'baseline' and len(values) > 1]
     if len(base) < 2 or not names:
         return None
@@ -239,9 +250,11 @@ def chart(found):
 # ---- throughput -----------------------------------------------------------------------------------------------------
 
 def measure(size, channels, batch):
-    """Sentences a second of the encoder (forward; forward and backward with the priors) and peak memory, in this process."""
+    """Sentences a second of the encoder (forward; forward and backward with the priors) and peak memory,
+    in this process."""
     where = runtime.find_device(device)
-    arch = {name: getattr(p1_canvas, name) for name in p1_canvas.SIZES} | {'size': size, 'query_grid': size, 'channels': channels}
+    arch = ({name: getattr(p1_canvas, name) for name in p1_canvas.SIZES}
+            | {'size': size, 'query_grid': size, 'channels': channels})
     encoder = p1_canvas.build(arch)['encoder'].to(where)
     x = torch.randint(4, 700, (batch, 20), device=where)
     weights = p1_canvas.weights(p1_canvas.config)
@@ -268,16 +281,20 @@ def measure(size, channels, batch):
         priors.image_prior_loss(priors.image_prior_terms(V), weights).backward()
 
     rates = timed(forward), timed(backward)
-    peak = torch.cuda.max_memory_allocated() if where.type == 'cuda' else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {'size': size, 'channels': channels, 'batch': batch, 'forward': rates[0], 'backward': rates[1], 'gigabytes': peak / 2**30}
+    peak = (torch.cuda.max_memory_allocated() if where.type == 'cuda' else
+            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return {'size': size, 'channels': channels, 'batch': batch, 'forward': rates[0], 'backward': rates[1],
+            'gigabytes': peak / 2**30}
 
 
 def measure_all():
-    """Each canvas and batch in a process of its own, or the peaks would add up; a batch that does not fit is left out."""
+    """Each canvas and batch in a process of its own, or the peaks would add up; a batch that does not
+    fit is left out."""
     rows = []
     for size, channels in ((32, 6), (48, 8)):
         for batch in (8, 32, 128, 512) if torch.cuda.is_available() else (2, 8, 32):
-            code = f'import json, p7_ablate; p7_ablate.device = {device!r}; print(json.dumps(p7_ablate.measure({size}, {channels}, {batch})))'
+            code = (f'import json, p7_ablate; p7_ablate.device = {device!r}; '
+                    f'print(json.dumps(p7_ablate.measure({size}, {channels}, {batch})))')
             done = subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True)
             if done.returncode:
                 print(f'{size}x{size}x{channels}, batch {batch}: {done.stderr.strip().splitlines()[-1][:100]}')
@@ -286,7 +303,8 @@ def measure_all():
             row = rows[-1]
             print(f"{size}x{size}x{channels}  batch {batch:4d}  forward {row['forward']:8.1f} sentences/s  "
                   f"forward + backward {row['backward']:8.1f}  peak {row['gigabytes']:.2f} GiB", flush=True)
-    best = {(row['size'], kind): max(r[kind] for r in rows if r['size'] == row['size']) for row in rows for kind in ('forward', 'backward')}
+    best = {(row['size'], kind): max(r[kind] for r in rows if r['size'] == row['size'])
+            for row in rows for kind in ('forward', 'backward')}
     if (48, 'forward') in best:
         print(f"48x48x8 over 32x32x6: forward {best[48, 'forward'] / best[32, 'forward']:.2f}, "
               f"forward + backward {best[48, 'backward'] / best[32, 'backward']:.2f} of the sentences a second")

@@ -170,7 +170,8 @@ def montage(a):
 
 
 def drawn(a):
-    """Canvases `drawn` (N, C, H, W) from noise, and some painted from sentences, with what the decoder reads in them."""
+    """Canvases `drawn` (N, C, H, W) from noise, and some painted from sentences, with
+    what the decoder reads in them."""
     return montage({'montage': a['drawn'], 'titles': a['drawn_titles']})
 
 
@@ -357,10 +358,32 @@ def controls(a):
     return fig
 
 
+def sentence(a):
+    """One sentence `title`: its canvas `V` (C, H, W), the mean of the channels, and below where the decoder looks, `maps`
+    (T, h, w), as it says each of `words` (T,)."""
+    V, maps, words = a['V'].astype(np.float32), a['maps'], a['words']
+    panels = [*((f'channel {c}', channel) for c, channel in enumerate(V)), ('mean', V.mean(0))]
+    columns = max(len(panels), 8)
+    rows = 1 + -(-len(words) // columns)
+    fig, axes = figure(1.15 * columns, 1.3 * rows + 0.4, rows, columns)
+    for ax in axes.flat:
+        ax.axis('off')
+    for ax, (name, channel) in zip(axes[0], panels):
+        spread = max(np.quantile(abs(channel - np.median(channel)), 0.995), 1e-6)
+        ax.imshow(channel - np.median(channel), cmap='RdBu_r', vmin=-spread, vmax=spread, interpolation='nearest')
+        ax.set_title(name, loc='center', weight='normal', fontsize=8)
+    for ax, word, weights in zip(axes[1:].flat, words, maps):
+        ax.imshow(weights, cmap='viridis', vmin=0, interpolation='nearest')
+        ax.set_title(str(word).strip(), loc='center', fontsize=8, parse_math=False)
+    fig.suptitle(str(a['title']), fontsize=10, parse_math=False)
+    return fig
+
+
 FIGURES = {'montage': ('montage', montage), 'spectra': ('power', spectra), 'slopes': ('alpha_image', slopes),
            'correlation': ('correlation', correlation), 'gradients': ('gradients', gradients), 'tsne': ('tsne_z', tsne),
            'shift': ('shift_cosine', shift), 'attention': ('attention', attention),
-           'token_types': ('ce_values', token_types), 'controls': ('controls_ce', controls), 'drawn': ('drawn', drawn)}  # file: (array, function)
+           'token_types': ('ce_values', token_types), 'controls': ('controls_ce', controls),
+           'drawn': ('drawn', drawn)}  # file: (array, function)
 
 
 def as_array(value, half=False):
@@ -553,8 +576,9 @@ def gate_rows(folders):
 
 
 def gates_over_seeds(chains):
-    """The gates of n chains of run folders as aligned text: mean ± standard deviation (n - 1) of each criterion, its worst
-    value, and in how many chains it passes. Raises SystemExit(2), after one line, unless all have the same criteria."""
+    """The gates of n chains of run folders as aligned text: mean ± standard deviation (n - 1) of each criterion, its
+    worst value, and in how many chains it passes. Raises SystemExit(2), after one line, unless all have the same
+    criteria."""
     tables = [gate_rows(folders) for folders in chains]
     names = [[row[:2] for row in table] for table in tables]
     if any(other != names[0] for other in names):

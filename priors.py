@@ -227,12 +227,12 @@ def gaussian_blur(V, sigma):
 
 @in_float32
 def common_loss(V):
-    """What the canvases of unrelated sentences share: <V_i, V_j> a pixel, and twice the same of |V|, over disjoint pairs
-    of rows, each channel's mean removed; scalar.
+    """What the canvases of unrelated sentences share: <V_i, V_j> a pixel, and twice the same of |V|, over disjoint
+    pairs of rows, each channel's mean removed; scalar.
 
-    The expectation is |E V|^2 + 2 |E |V||^2: 0 for natural images, whose mean picture is flat and which are busy nowhere
-    in particular. Without the second part the canvases share one patch and vary its sign. An even number of rows is used,
-    so splitting a batch into even parts never changes it; it can be negative on a small batch.
+    The expectation is |E V|^2 + 2 |E |V||^2: 0 for natural images, whose mean picture is flat and which are busy
+    nowhere in particular. Without the second part the canvases share one patch and vary its sign. An even number of
+    rows is used, so splitting a batch into even parts never changes it; it can be negative on a small batch.
     """
     pairs = len(V) // 2
     if not pairs:
@@ -245,8 +245,8 @@ def common_loss(V):
 
 @lru_cache
 def lattice_bins(H, W, cell, device):
-    """Bins (N,) of the flattened rfft2 at multiples of the lattice frequency, without DC, and the 16 bins (N, 16) on the
-    square ring at distance 2 around each: a peak under Hann is three bins wide. Negative columns are mirrored."""
+    """Bins (N,) of the flattened rfft2 at multiples of the lattice frequency, without DC, and the 16 bins (N, 16) on
+    the square ring at distance 2 around each: a peak under Hann is three bins wide. Negative columns are mirrored."""
     peaks = torch.cartesian_prod(torch.arange(0, H, H // cell), torch.arange(0, W // 2 + 1, W // cell))[1:]   # (N, 2)
     ring = torch.tensor([(y, x) for y in range(-2, 3) for x in range(-2, 3) if max(abs(y), abs(x)) == 2])
     y, x = ((peaks[:, None] + ring) % torch.tensor([H, W])).unbind(-1)                      # (N, 16)
@@ -273,9 +273,9 @@ def lattice_power(V, cell):
 def lattice_loss(V, cell):
     """Excess of the power at the frequencies of the query grid over the power around them; scalar, 0 without a lattice.
 
-    The radial spectrum cannot see the grid: its few bins are a twentieth of their rings. The ratio, mean over channels and
-    frequencies of a canvas, is 1 in a natural field; what is above 1 counts, or the canvases would get holes there instead
-    of peaks. A per-sample mean."""
+    The radial spectrum cannot see the grid: its few bins are a twentieth of their rings. The ratio, mean over channels
+    and frequencies of a canvas, is 1 in a natural field; what is above 1 counts, or the canvases would get holes there
+    instead of peaks. A per-sample mean."""
     powers = lattice_power(V, cell)
     if powers is None:
         return V.sum() * 0
@@ -296,7 +296,8 @@ def lattice_energy(V, cell):
     if powers is None:
         return V.new_ones(())
     peak, around = ((power.mean((0, 1)) + EPS).log() for power in powers)
-    # Averaging logs (a geometric mean) is fair to 1/f^α for every α: log f is harmonic, its mean over a ring is its centre.
+    # Averaging logs (a geometric mean) is fair to 1/f^α for every α: log f is harmonic,
+    # its mean over a ring is its centre.
     return (peak - around.mean(-1)).max().exp()
 
 

@@ -336,8 +336,8 @@ def cosine_lr(step, peak, warmup_steps, lr_steps):
 def adamw(nets, learning_rate, weight_decay, scale={}):
     """AdamW over {name: net} with betas (0.9, 0.95); parameters of one dimension (biases, gains) do not decay.
 
-    scale: net name -> multiplier of its learning rate, 1 for a net left out. Each group keeps it, and the name of its net
-    as 'net', so that the loop can write `group['lr'] = lr * group['scale']`.
+    scale: net name -> multiplier of its learning rate, 1 for a net left out. Each group keeps it, and the name of its
+    net as 'net', so that the loop can write `group['lr'] = lr * group['scale']`.
     """
     groups = []
     for name, net in nets.items():
@@ -471,8 +471,9 @@ def gather(x, run):
 def cached_backward(forward, parts, loss_of_all):
     """Gradient caching (Gao et al. 2021): the contrast sees all parts at once, memory holds one part at a time.
 
-    forward(part) -> (z, local loss); loss_of_all(z) -> (loss, log). First all z without graphs, then the gradient of the
-    loss at z, then each part again with its share of that gradient. Dropout repeats itself by replaying the random state."""
+    forward(part) -> (z, local loss); loss_of_all(z) -> (loss, log). First all z without graphs, then the gradient of
+    the loss at z, then each part again with its share of that gradient. Dropout repeats itself by replaying the random
+    state."""
     states, cached = [], []
     for part in parts:
         states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))

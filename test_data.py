@@ -308,7 +308,8 @@ def test_splits_share_no_scene(prepared):
         assert len(found[split]) > 60 and not found['train'] & found[split]
         assert any(line.startswith(split) and line.endswith('shared with train: 0') for line in prepared.said)
     tested = {meaning for (_, f), meaning in prepared.meanings['test'].items() if f == 0}
-    assert len(tested) > 10 and not tested & found['val'], 'no choice was made on a scene of test, nor on a change of one'
+    assert len(tested) > 10 and not tested & found['val'], (
+        'no choice was made on a scene of test, nor on a change of one')
     pack = {meaning(parse(sentence)) for sentence in EVAL_SENTENCES}
     assert len(EVAL_SENTENCES) == 16 and not pack & found['train']
     assert len(pack) == 15, '"a red cube is under a blue ball" is there to look like "a blue ball is on a red cube"'
@@ -706,7 +707,8 @@ def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     config = CONFIG | {'corpus': 'c.jsonl', 'max_length': 15}
     splits, tokenizer = data.load(config)
-    assert set(splits) == {'train', 'val', 'test'} and splits['test'] is splits['val'] and len(capsys.readouterr().out.splitlines()) == 2
+    assert (set(splits) == {'train', 'val', 'test'} and splits['test'] is splits['val']
+            and len(capsys.readouterr().out.splitlines()) == 2)
     corpus = splits['train']
     assert corpus.width == 15 and corpus.lengths.max() <= 15, 'rounding up to 8 stays within max_length'
     assert [tokenizer.decode(row.tolist()) for row in corpus.fixed(rendering=0)] == GOOD[1:10] + GOOD[11:]

@@ -33,6 +33,7 @@ import p7_ablate
 import plot
 import priors
 import runtime
+import sample
 from model import PARA, TextDecoder
 
 ROOT = Path(__file__).parent
@@ -177,7 +178,8 @@ def rows(path):
 # ---- the chain ------------------------------------------------------------------------------------------------------
 
 FIGURES = {'p1': {'montage', 'spectra', 'slopes', 'correlation', 'gradients', 'trends'},
-           'p2': {'tsne'}, 'p3': {'shift'}, 'p4': {'attention', 'token_types', 'controls', 'trends'}, 'p5': {'samples'}, 'p6': {'samples', 'drawn'}}
+           'p2': {'tsne'}, 'p3': {'shift'}, 'p4': {'attention', 'token_types', 'controls', 'trends'},
+           'p5': {'samples'}, 'p6': {'samples', 'drawn'}}
 NETS = {'p1': {'encoder', 'decoder'}, 'p2': {'encoder', 'decoder', 'readout'},
         'p3': {'encoder', 'decoder', 'readout'}, 'p5': {'encoder', 'readout', 'decoder'},
         'p4': {'encoder', 'readout', 'decoder', 'canvas only', 'z only', 'no canvas'},
@@ -891,7 +893,8 @@ def test_signal_share_is_the_cosine_schedule():
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     a = p6_diffusion.signal_share(t)
     assert (a.diff() < 0).all() and a[0] == pytest.approx(1 - 1e-5) and a[-1] == pytest.approx(1e-5)
-    by_hand = [(math.cos((x + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2 for x in (0.25, 0.5, 0.75)]
+    by_hand = [(math.cos((x + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+               for x in (0.25, 0.5, 0.75)]
     assert a[[25, 50, 75]].tolist() == pytest.approx(by_hand, rel=1e-9)
 
 
@@ -941,7 +944,8 @@ def test_ddim_with_a_perfect_net(eta):
         a = p6_diffusion.signal_share(t)[:, None, None, None]
         return (1 - a).sqrt() * V_t / (a * 0.25 + 1 - a)                              # pixels of variance 0.25
 
-    torch.testing.assert_close(p6_diffusion.ddim(knows_it, noise, 20, eta, generator, CPU), only.expand(32, -1, -1, -1), atol=0.02, rtol=0)
+    torch.testing.assert_close(p6_diffusion.ddim(knows_it, noise, 20, eta, generator, CPU),
+                               only.expand(32, -1, -1, -1), atol=0.02, rtol=0)
     assert p6_diffusion.ddim(gaussian, noise, 200, eta, generator, CPU).var().item() == pytest.approx(0.25, rel=0.1)
 
 
@@ -972,7 +976,8 @@ def test_scramble_keeps_the_spectrum_and_loses_the_picture():
 
 
 def test_prior_gate_asks_the_control():
-    quarters = {f'{kind}_{q}': value for q in p6_diffusion.QUARTERS for kind, value in (('diffusion', 0.2), ('wiener', 0.3))}
+    quarters = {f'{kind}_{q}': value for q in p6_diffusion.QUARTERS
+                for kind, value in (('diffusion', 0.2), ('wiener', 0.3))}
     before = {'prior_spectrum': 1.0, 'prior_tv': 1.0, 'paraphrase_distance': 0.5, 'r1_hard': 0.95}
     m = GOOD_MEANING | quarters | {'prior_spectrum': 0.8, 'prior_tv': 0.9, 'paraphrase_distance': 0.4, 'r1_hard': 0.95,
                                    'jitter_cosine': 0.9, 'content_accuracy': 0.9, 'shuffle_ce_rise': 0.3}
@@ -982,7 +987,8 @@ def test_prior_gate_asks_the_control():
         return p6_diffusion.gate(m | changed, before, other, ways, [GOOD_CANVAS] * 3, True)
 
     control = before | {'prior_spectrum': 0.9, 'prior_tv': 0.95, 'r1_hard': 0.955}
-    assert not failing(criteria(control)) and not failing(criteria(None)) and len(criteria(control)) == len(criteria(None)) + 4
+    assert (not failing(criteria(control)) and not failing(criteria(None))
+            and len(criteria(control)) == len(criteria(None)) + 4)
     assert failing(criteria(control | {'prior_spectrum': 0.7, 'paraphrase_distance': 0.43})) == [4, 6]
     assert failing(criteria(control, r1_hard=0.94)) == [7]
     assert failing(criteria(None, **{'diffusion_t 0-25%': 0.31}, prior_tv=1.1, paraphrase_distance=0.46)) == [0, 2, 3]
@@ -1012,7 +1018,8 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
     monkeypatch.setattr(p7_ablate, 'seeds', 2)
     todo = p7_ablate.runs(['copy suppression', 'jitter', 'tv'])
     folders = {(name, seed, phase): folder for name, seed, phase, folder, *_ in todo}
-    assert [sum(key[0] == name for key in folders) for name in ('baseline', 'copy suppression', 'jitter', 'tv')] == [10, 2, 6, 10]
+    assert [sum(key[0] == name for key in folders)
+            for name in ('baseline', 'copy suppression', 'jitter', 'tv')] == [10, 2, 6, 10]
     for name, seed, phase, folder, before, command in todo:
         assert f'--seed={seed}' in command and f'--out_dir={folder}' in command
         assert (before is None) == (phase == 'p1')
@@ -1029,7 +1036,8 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
 def test_every_override_is_a_setting_of_its_phase(preset):
     for name, changes in p7_ablate.ABLATIONS.items():
         for phase, script in p7_ablate.SCRIPTS.items():
-            module = vars({'p1': p1_canvas, 'p2': p2_contrast, 'p3': p3_jitter, 'p4': p4_decoder, 'p5': p5_roundtrip}[phase])
+            module = vars({'p1': p1_canvas, 'p2': p2_contrast, 'p3': p3_jitter, 'p4': p4_decoder,
+                           'p5': p5_roundtrip}[phase])
             words = [*p7_ablate.PRESETS[preset][phase].split(), *changes.get(phase, '').split()]
             settings = dict(module)
             changed = runtime.configure(settings, words)
@@ -1048,7 +1056,8 @@ def test_effects_by_hand():
 
 
 def test_ablations_run_once_and_make_a_table(here, capsys):
-    words = [str(ROOT / 'p7_ablate.py'), '--out_dir=out/p7', '--only=copy suppression', '--preset=smoke', '--device=cpu']
+    words = [str(ROOT / 'p7_ablate.py'), '--out_dir=out/p7', '--only=copy suppression', '--preset=smoke',
+             '--device=cpu']
     run([*words, '--seeds=1', '--dry_run=true'])
     out = capsys.readouterr().out
     assert out.startswith('6 runs to do') and out.count('\npython p') == 6 and not Path('out/p7').exists()
@@ -1058,7 +1067,8 @@ def test_ablations_run_once_and_make_a_table(here, capsys):
     times = {path: path.stat().st_mtime_ns for path in Path('out/p7').glob('*/seed0/p5/ckpt.pt')}
     assert len(times) == 2
     run([*words, '--seeds=1'])
-    assert capsys.readouterr().out.startswith('0 runs to do') and all(p.stat().st_mtime_ns == t for p, t in times.items())
+    assert (capsys.readouterr().out.startswith('0 runs to do')
+            and all(p.stat().st_mtime_ns == t for p, t in times.items()))
     with pytest.raises(SystemExit) as stop:
         run([*words, '--only=the moon'])
     assert stop.value.code == 2 and 'copy suppression' in capsys.readouterr().err
@@ -1075,3 +1085,72 @@ def test_ablation_table_and_figure(tmp_path, monkeypatch):
     assert rows_['tv'].endswith('changes nothing for the worse |') and rows_['cov'].endswith('| n < 2 |')
     p7_ablate.chart(found)
     assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'
+
+
+# ---- sample.py ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def model(here):
+    return sample.TextCanvas('out/p6/ckpt.pt', 'cpu', 'float32')
+
+
+TYPED = ['a red cube is on a blue ball', 'A red cube is on a blue ball.', '', '?!', 'zebra \x00 ünïcödé', 'red ' * 300,
+         'two green discs are under a white box']
+
+
+def test_encode_is_the_convention_of_embedding_benchmarks(model):
+    z = model.encode(TYPED, batch_size=2, show_progress_bar=False)
+    assert z.shape == (7, 32) and z.dtype == np.float32 and np.linalg.norm(z, axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert np.array_equal(z[0], z[1]) and np.array_equal(z[2], z[3]), 'as typed, and no words at all'
+    assert model.cut == 1
+    alone = np.concatenate([model.encode([sentence]) for sentence in TYPED])
+    assert alone == pytest.approx(z, abs=1e-5), 'neither the company nor the padding matters'
+    assert model.encode([]).shape == (0, 32)
+    V, again = model.read(TYPED)
+    assert V.shape == (7, 6, 32, 32) and again.numpy() == pytest.approx(z, abs=1e-5)
+
+
+def test_embed_a_file(here, model, monkeypatch, capsys):
+    monkeypatch.setattr(sample, 'CHUNK', 3)
+    Path('lines.txt').write_bytes(b'A red cube is on a blue ball!\r\n\n\xff\xfe a ball\nred\ngreen\n\n' + b'red ' * 300)
+    sample.embed_file(model, 'lines.txt', 'deep/z.npy', with_canvas=True)
+    z, V = np.load('deep/z.npy'), np.load('deep/z_canvas.npy')
+    assert z.shape == (7, 32) and z.dtype == np.float32 and V.shape == (7, 6, 32, 32) and V.dtype == np.float16
+    expected = model.encode(['a red cube is on a blue ball', '', 'a ball', 'red', 'green', '', 'red ' * 300])
+    assert z == pytest.approx(expected, abs=1e-5)
+    assert '7 lines, 2 of them without words, 1 cut at 64 tokens' in capsys.readouterr().out
+    assert sorted(path.name for path in Path('deep').iterdir()) == ['z.npy', 'z_canvas.npy']
+
+
+def test_sample_speaks(here, capsys):
+    words = [str(ROOT / 'sample.py'), '--init_from=out/p6/ckpt.pt', '--device=cpu', '--figures=shown']
+    run([*words, '--text=Two red cubes are under a blue ball', '--text2=a blue ball is on two red cubes', '--draw=2',
+         '--walk=3'])
+    out = capsys.readouterr().out
+    for start in ('read as      two red cubes are under a blue ball\n', 'said again ', 'paraphrase ',
+                  'nearest counterfactual ', 'cosine ', '        0.00 ', '        0.50 ', '        1.00 ', 'the checker reads '):
+        assert start in out
+    names = {path.name for path in Path('shown').iterdir()}
+    assert names == {'two_red_cubes_are_under_a_blue_ball.png', 'drawn.png'}
+    run([*words, '--text=nobody was there'])
+    assert 'not of the built-in grammar' in capsys.readouterr().out
+
+
+def test_sample_answers_until_an_empty_line(here, monkeypatch, capsys):
+    lines = iter(['a red cube is on a blue ball', ''])
+    monkeypatch.setattr('builtins.input', lambda prompt: next(lines))
+    run([str(ROOT / 'sample.py'), '--init_from=out/p5/ckpt.pt', '--interactive=true', '--figures='])
+    assert capsys.readouterr().out.count('read as') == 1
+
+
+@pytest.mark.parametrize('words, hint', [
+    ([], 'nothing to do'), (['--text=a', '--init_from=nowhere.pt'], 'bash runs/cpu.sh'),
+    (['--text=a', '--init_from=out/p1/ckpt.pt'], 'not of p5 or p6'), (['--draw=2'], 'no diffusion prior'),
+    (['--embed=nowhere.txt'], 'no such file'), (['--embed=empty.txt'], 'the file is empty'),
+    (['--embed=good.txt', '--out=z.txt'], 'ends in .npy'), (['--text=a', '--paraphrases=0'], 'at least 1')])
+def test_sample_refuses_in_one_line(here, bad_files, capsys, words, hint):
+    Path('good.txt').write_text('a red cube\n')
+    with pytest.raises(SystemExit) as stop:
+        run([str(ROOT / 'sample.py'), *words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith('error: ') and error.count('\n') == 1 and hint in error

@@ -1,0 +1,274 @@
+"""Use a trained model: see the canvas of a sentence, read it back, say it in other words, embed a file.
+
+    python sample.py --text="two red cubes are under a blue ball"          # paraphrases, counterfactuals, a figure
+    python sample.py --text="a red cube is on a ball" --text2="..."        # cosine, and a walk between the canvases
+    python sample.py --interactive=true                                    # the same for every line typed
+    python sample.py --draw=8 --init_from=out/p6/ckpt.pt                   # sentences read in canvases drawn from noise
+    python sample.py --embed=sentences.txt --out=z.npy                     # (lines, 256) float32 of unit norm
+In Python: `TextCanvas('out/p5/ckpt.pt').encode(['a red cube is on a blue ball'])`.
+
+Reads:  out/p5/ckpt.pt, or P6's      Writes: out/sample/*.png, or the file named by --out
+"""
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+import runtime
+from model import BOS, PARA
+
+init_from = 'out/p5/ckpt.pt'   # a checkpoint of P5 or P6
+text = ''                 # a sentence
+text2 = ''                # another one, to compare it with
+interactive = False       # ask for sentences until an empty line
+embed = ''                # a file of sentences, one a line
+out = 'z.npy'             # where the embeddings go
+canvas = False            # with embed: also write the canvases, beside them as <out>_canvas.npy, float16
+draw = 0                  # so many canvases from the diffusion prior of P6
+paraphrases = 4           # the plan's k
+top_p = 0.9               # nucleus that they are drawn from
+walk = 7                  # canvases from text to text2, both included
+figures = 'out/sample'    # folder of the pictures; '' draws none
+batch_size = 256          # sentences encoded at once
+seed = 0                  # of what is drawn at random
+device = 'auto'
+dtype = 'auto'
+config = runtime.configure(globals())
+
+CHUNK = 16_384            # lines held in memory while a file is embedded
+
+
+class TextCanvas:
+    """A trained model as functions of sentences. path: a checkpoint of P5 or P6; SystemExit(2), after one line, if it
+    is none. Sentences are normalised as in training (data.normalize): capitals and punctuation do not matter. A sentence
+    of no words is the empty sentence and has an embedding too; what is longer than `max_length` tokens is cut; an
+    unknown word is read letter by letter."""
+
+    def __init__(self, path='out/p5/ckpt.pt', device='auto', dtype='auto'):
+        checkpoint = runtime.load_checkpoint(path, ('p5', 'p6'), 'bash runs/cpu.sh')
+        self.device, self.arch, self.phase = runtime.find_device(device), checkpoint['arch'], checkpoint['phase']
+        bf16 = runtime.find_dtype(dtype, self.device) == torch.bfloat16
+        self.run = SimpleNamespace(device=self.device, autocast=lambda: torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=bf16))
+        if self.phase == 'p6':
+            from p6_diffusion import build
+        else:
+            from p4_decoder import build as build_p4
+
+            def build(arch):
+                return build_p4(arch, controls=False)
+        self.nets = {name: net.to(self.device).eval() for name, net in build(self.arch).items()}
+        for name, net in self.nets.items():
+            net.load_state_dict(checkpoint['ema'][name])
+        self.tokenizer = data.Tokenizer.load(checkpoint['extra']['tokenizer'])
+        self.max_length = self.arch['max_length']
+        self.mean, self.std = (checkpoint['extra'].get(name) for name in ('mean', 'std'))     # of P6's canvases
+        self.cut = 0                                          # sentences that were too long, so far
+
+    def tokens(self, sentences):
+        """Token ids of each sentence, closed by EOS and cut to max_length."""
+        ids = [self.tokenizer.encode(sentence) for sentence in sentences]
+        self.cut += sum(len(row) > self.max_length for row in ids)
+        return [row if len(row) <= self.max_length else row[:self.max_length - 1] + [data.EOS] for row in ids]
+
+    @torch.no_grad()
+    def forward(self, sentences, batch_size=256):
+        """Yield (indices of the batch, canvases (n, C, H, W), embeddings (n, E)); sentences of a length go together."""
+        ids = self.tokens(sentences)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start:start + batch_size]
+            width = -(-max(len(ids[i]) for i in rows) // 8) * 8
+            x = torch.tensor([ids[i] + [data.PAD] * (width - len(ids[i])) for i in rows], device=self.device)
+            with self.run.autocast():
+                V = self.nets['encoder'](x[:, :self.max_length])
+                yield rows, V, self.nets['readout'](V)
+
+    def encode(self, sentences, batch_size=256, **_):
+        """list[str] -> (N, E) float32 array of unit norm, the convention of sentence-embedding benchmarks: cosine is a
+        dot product. Other keyword arguments (show_progress_bar, ...) are accepted and ignored."""
+        z = np.zeros((len(sentences), self.arch['z_dim']), np.float32)
+        for rows, _, part in self.forward(list(sentences), batch_size):
+            z[rows] = part.float().cpu().numpy()
+        return z
+
+    def read(self, sentences):
+        """list[str] -> canvases (N, C, H, W), embeddings (N, E), as tensors on the device."""
+        parts = [(torch.tensor(rows), V, z) for rows, V, z in self.forward(sentences)]
+        back = torch.cat([rows for rows, *_ in parts]).argsort().to(self.device)
+        return torch.cat([V for _, V, _ in parts])[back], torch.cat([z for *_, z in parts])[back]
+
+    @torch.no_grad()
+    def say(self, V, start=BOS, top_p=0.0, generator=None):
+        """What the decoder reads in canvases V (N, C, H, W): N sentences. start: BOS says it again, PARA in other
+        words; top_p > 0 draws from the nucleus with `generator`, 0 takes the likeliest token."""
+        u = torch.rand(len(V), self.max_length, generator=generator).to(V.device)
+        with self.run.autocast():
+            z = self.nets['readout'](V)
+            return [self.tokenizer.decode(row) for row in
+                    self.nets['decoder'].generate(V, z, self.max_length, start, top_p, u).tolist()]
+
+
+def counterfactuals(sentence, rand):
+    """{family: a sentence that says one thing differently} for a sentence that the checker can read, or {}."""
+    scene = data.parse(sentence)
+    if scene is None:
+        return {}
+    changed = {family: next(filter(None, (data.counterfactual(scene, family, rand) for _ in range(50))), None)
+               for family in data.FAMILIES}
+    return {family: data.canonical(other, rand) for family, other in changed.items() if other}
+
+
+def describe(model, sentence, generator):
+    """Print what the model makes of a sentence, and draw it."""
+    from rouge_score.rouge_scorer import RougeScorer       # here, because a cold start should not wait for it
+    plain = data.normalize(sentence)
+    scene = data.parse(plain)
+    unknown = '' if scene else '   (not of the built-in grammar: no Graph F1, no counterfactuals)'
+    print(f'read as      {plain}{unknown}')
+    V, z = model.read([plain])
+    print(f'said again   {model.say(V)[0]}')
+    said = list(dict.fromkeys(model.say(V.expand(paraphrases, -1, -1, -1), PARA, top_p, generator)))
+    rouge, (_, z_said) = RougeScorer(['rougeL']), model.read(said)
+    print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {'Graph F1':>8s}")
+    for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True):
+        f1 = f'{data.graph_f1(scene, data.parse(other)):8.2f}' if scene else f"{'-':>8s}"
+        print(f"paraphrase   {cosine:6.2f}  {rouge.score(plain, other)['rougeL'].fmeasure:7.2f}  {f1}  {other}")
+    changed = counterfactuals(plain, random.Random(seed).random)
+    if changed:
+        _, others = model.read(list(changed.values()))
+        cosine, (family, other) = max(zip((others @ z[0]).tolist(), changed.items()))
+        print(f'nearest counterfactual {cosine:.2f}  {other}   ({family})')
+    if figures:
+        picture(model, plain, V, z)
+
+
+def picture(model, sentence, V, z):
+    """One figure: the six channels, their mean, and where the decoder looks as it says each token."""
+    import plot
+    from p4_decoder import attention_maps
+    ids = model.tokens([sentence])[0]
+    maps = attention_maps(model.nets['decoder'], V, z, torch.tensor([ids], device=model.device), model.run)[0]
+    words = [model.tokenizer.decode([i]) if i >= data.SPECIALS else '.' for i in ids]
+    name = '_'.join(sentence.split())[:80] or 'empty'
+    path = Path(figures) / f'{name}.png'
+    arrays = {'V': plot.as_array(V[0]), 'maps': plot.as_array(maps), 'words': words, 'title': sentence}
+    print(f'picture      {plot.save(plot.sentence(arrays), path)}')
+
+
+def compare(model, first, second):
+    """Cosine of two sentences, and what is read on the straight line between their canvases."""
+    V, z = model.read([first, second])
+    print(f'cosine       {(z[0] @ z[1]).item():.3f}')
+    shares = torch.linspace(0, 1, max(2, walk), device=V.device)[:, None, None, None]
+    with torch.no_grad(), model.run.autocast():
+        between = (1 - shares) * V[0] + shares * V[1]
+        cosines = model.nets['readout'](between).float() @ z.float().T
+    for share, sentence, (a, b) in zip(shares.flatten().tolist(), model.say(between), cosines.tolist()):
+        print(f'{share:12.2f} {sentence}   (cosine {a:.2f} and {b:.2f})')
+
+
+def draw_canvases(model, n, generator):
+    """n canvases from the diffusion prior, what is read in them, and their montage."""
+    import plot
+    from p6_diffusion import ddim, reading
+    shape = (n, model.arch['channels'], model.arch['size'], model.arch['size'])
+    noise = torch.randn(shape, generator=generator).to(model.device)
+    V = ddim(model.nets['unet'], noise, 50, 0.0, None, model.run)
+    V = V * model.std.to(model.device) + model.mean.to(model.device)
+    parsed, distinct, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, True)
+    for sentence in sentences:
+        print(sentence)
+    print(f'the checker reads {parsed:.0%}; distinct scenes {distinct:.0%}')
+    if figures:
+        figure = plot.montage({'montage': plot.as_array(V[:16]), 'titles': sentences[:16]})
+        print(plot.save(figure, Path(figures) / 'drawn.png'))
+
+
+def lines_of(path):
+    """The lines of a file, whatever its bytes: what is no UTF-8 becomes U+FFFD, which normalisation drops."""
+    try:
+        with open(path, encoding='utf-8', errors='replace', newline='\n') as file:
+            for line in file:
+                yield line.rstrip('\r\n')
+    except OSError as error:
+        runtime.fail(f'--embed={path}: {error.strerror}')
+
+
+def embed_file(model, path, to, with_canvas):
+    """Embed a file of any size line by line in bounded memory: row k of the output is line k. The files appear under
+    their names only when they are complete. Raises SystemExit(2), after one line, when one cannot be read or written."""
+    total, empty = sum(1 for _ in lines_of(path)), 0
+    if not total:
+        runtime.fail(f'--embed={path}: the file is empty')
+    arch, to = model.arch, Path(to)
+    if to.suffix != '.npy':
+        runtime.fail(f'--out={to}: expects a name that ends in .npy')
+    shapes = {to: ((total, arch['z_dim']), np.float32)}
+    if with_canvas:
+        shape = total, arch['channels'], arch['size'], arch['size']
+        shapes[to.with_name(f'{to.stem}_canvas.npy')] = shape, np.float16
+    temporary = {name: name.with_suffix('.tmp') for name in shapes}
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        arrays = [np.lib.format.open_memmap(temporary[name], mode='w+', dtype=kind, shape=shape)
+                  for name, (shape, kind) in shapes.items()]
+    except OSError as error:
+        runtime.fail(f'--out={to}: {error.strerror}')
+    bar = tqdm(total=total, unit=' lines', disable=not sys.stderr.isatty())
+    chunk, first, lines = [], 0, lines_of(path)
+    while first < total:
+        chunk = [line for _, line in zip(range(min(CHUNK, total - first)), lines)]
+        empty += sum(not data.normalize(line) for line in chunk)
+        for rows, V, z in model.forward(chunk, batch_size):
+            at = np.array(rows) + first
+            arrays[0][at] = z.float().cpu().numpy()
+            if with_canvas:
+                arrays[1][at] = V.half().cpu().numpy()
+            bar.update(len(rows))
+        first += len(chunk)
+    bar.close()
+    for array in arrays:
+        array.flush()
+    for name, path in temporary.items():
+        path.replace(name)
+    print(f"wrote {', '.join(map(str, shapes))}: {total} lines, {empty} of them without words, {model.cut} cut at "
+          f'{model.max_length} tokens')
+
+
+def main():
+    if not (text or interactive or embed or draw):
+        runtime.fail('nothing to do: --text="a red cube is on a blue ball", --interactive=true, --embed=FILE, --draw=8')
+    if min(paraphrases, batch_size) < 1:
+        runtime.fail(f'--paraphrases={paraphrases} --batch_size={batch_size}: expects at least 1')
+    if embed and not Path(embed).is_file():
+        runtime.fail(f'--embed={embed}: no such file')
+    model = TextCanvas(init_from, device, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    if embed:
+        embed_file(model, embed, out, canvas)
+    if draw:
+        if model.phase != 'p6':
+            runtime.fail(f'{init_from} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
+        draw_canvases(model, draw, generator)
+    if text:
+        describe(model, text, generator)
+        if text2:
+            compare(model, data.normalize(text), data.normalize(text2))
+    while interactive:
+        try:
+            line = input('sentence> ')
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not line.strip():
+            break
+        describe(model, line, generator)
+
+
+if __name__ == '__main__':
+    main()
