@@ -359,8 +359,8 @@ def controls(a):
 
 
 def sentence(a):
-    """One sentence `title`: its canvas `V` (C, H, W), the mean of the channels, and below where the decoder looks, `maps`
-    (T, h, w), as it says each of `words` (T,)."""
+    """One sentence `title`: its canvas `V` (C, H, W), the mean of the channels, and below where the decoder looks,
+    `maps` (T, h, w), as it says each of `words` (T,)."""
     V, maps, words = a['V'].astype(np.float32), a['maps'], a['words']
     panels = [*((f'channel {c}', channel) for c, channel in enumerate(V)), ('mean', V.mean(0))]
     columns = max(len(panels), 8)

@@ -45,8 +45,8 @@ CHUNK = 16_384            # lines held in memory while a file is embedded
 
 class TextCanvas:
     """A trained model as functions of sentences. path: a checkpoint of P5 or P6; SystemExit(2), after one line, if it
-    is none. Sentences are normalised as in training (data.normalize): capitals and punctuation do not matter. A sentence
-    of no words is the empty sentence and has an embedding too; what is longer than `max_length` tokens is cut; an
+    is none. Sentences are normalised as in training (data.normalize): capitals and punctuation do not matter. A
+    sentence of no words is the empty sentence and has an embedding too; what is longer than `max_length` tokens is cut; an
     unknown word is read letter by letter."""
 
     def __init__(self, path='out/p5/ckpt.pt', device='auto', dtype='auto'):
@@ -202,7 +202,7 @@ def lines_of(path):
 
 def embed_file(model, path, to, with_canvas):
     """Embed a file of any size line by line in bounded memory: row k of the output is line k. The files appear under
-    their names only when they are complete. Raises SystemExit(2), after one line, when one cannot be read or written."""
+    their names only when they are complete. Raises SystemExit(2), after one line, when one fails."""
     total, empty = sum(1 for _ in lines_of(path)), 0
     if not total:
         runtime.fail(f'--embed={path}: the file is empty')

@@ -1128,7 +1128,8 @@ def test_sample_speaks(here, capsys):
          '--walk=3'])
     out = capsys.readouterr().out
     for start in ('read as      two red cubes are under a blue ball\n', 'said again ', 'paraphrase ',
-                  'nearest counterfactual ', 'cosine ', '        0.00 ', '        0.50 ', '        1.00 ', 'the checker reads '):
+                  'nearest counterfactual ', 'cosine ', '        0.00 ', '        0.50 ', '        1.00 ',
+                  'the checker reads '):
         assert start in out
     names = {path.name for path in Path('shown').iterdir()}
     assert names == {'two_red_cubes_are_under_a_blue_ball.png', 'drawn.png'}
