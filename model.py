@@ -243,7 +243,7 @@ class ResidualBlock(nn.Module):
         self.time = nn.Linear(time_dim, 2 * outside)
         self.norm2, self.conv2 = nn.GroupNorm(8, outside), nn.Conv2d(outside, outside, 3, padding=1)
         self.skip = nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)                                        # a block starts as its skip
+        nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)       # a block starts as its skip
 
     def forward(self, x, time):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -269,10 +269,10 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([ResidualBlock(8 * dim, 2 * dim, time_dim), ResidualBlock(4 * dim, dim, time_dim),
                                  ResidualBlock(2 * dim, dim, time_dim)])
         self.leave = nn.Sequential(nn.GroupNorm(8, dim), nn.SiLU(), nn.Conv2d(dim, channels, 3, padding=1))
-        nn.init.zeros_(self.leave[-1].weight)                                    # first predicts no noise: loss 1
+        nn.init.zeros_(self.leave[-1].weight), nn.init.zeros_(self.leave[-1].bias)   # predicts no noise: loss 1
 
     def embed_time(self, t):
-        """Sinusoids of t in [0, 1] (Vaswani et al. 2017), periods from 1/1000 to 10: (B,) -> (B, dim)."""
+        """Sinusoids of t in [0, 1] (Vaswani et al. 2017), frequencies 0.1 to 1000 radians: (B,) -> (B, dim)."""
         angle = 1000 * t[:, None].float() * 10_000.0 ** -torch.linspace(0, 1, self.dim // 2, device=t.device)
         return torch.cat((angle.sin(), angle.cos()), dim=1)
 

@@ -197,8 +197,7 @@ def evaluate(nets, held_out, types, concepts, tokenizer, run, cell, knobs):
 
 
 def start_token(knobs):
-    """The free run starts with what the decoder was taught to start with: without
-    paraphrases it says the sentence again."""
+    """What the free run starts with: a decoder that was taught no paraphrases says the sentence again."""
     return PARA if knobs['paraphrase_share'] else BOS
 
 
@@ -209,7 +208,7 @@ def batch(corpus, seed, step, length, knobs):
     scenes, variants, views, valid = contrast_batch(corpus, n, seed, step, 3, knobs['negatives'], knobs['leave_out'])
     generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
     u = torch.rand(*views.shape, 7, generator=generator)
-    trips = max(1, knobs['generated'] // n)                                           # sentences a scene that go round
+    trips = min(max(1, knobs['generated'] // n), views.shape[1])                      # sentences a scene that go round
     return scenes, variants, views, valid, u, torch.rand(n, trips, knobs['best_of_k'], length, generator=generator)
 
 
@@ -230,9 +229,10 @@ def local_losses(nets, part, run, cell, parts, knobs):
         some = spread(index, x.shape[1] * x.shape[2], knobs['dec_samples'] // parts)
         again = reconstruction(decoder, V[some], z[some], flat[some])
         para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if share else z.new_zeros(())
-        tripping = rows.view(x.shape[:3])[:, :u_trip.shape[1], 0].flatten()
+        fewer = max(1, knobs['batch_size'] // knobs['generated'])                     # or every so many scenes one
+        tripping = rows.view(x.shape[:3])[::fewer, :u_trip.shape[1], 0].flatten()
         cycle, copy = round_trip(nets, flat[tripping], V[tripping], z[tripping], knobs['best_of_k'], knobs['top_p'],
-                                 u_trip.flatten(0, 1), knobs['copy_ngram'], start_token(knobs))
+                                 u_trip[::fewer].flatten(0, 1), knobs['copy_ngram'], start_token(knobs))
     z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
     inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()                    # |g(T(V(x1))) - g(V(x2))|^2
     stride = max(1, knobs['batch_size'] // knobs['prior_samples'])                    # as in P2

@@ -25,6 +25,7 @@ import runtime
 from model import UNet
 from p1_canvas import GATED, canvas_metrics, encode, random_sentences
 from p2_contrast import contrast, embed, held_out_sets, print_sets
+from p3_jitter import SALT
 from p4_decoder import free_run
 
 out_dir = 'out/p6'        # run folder: checkpoint, metrics, gate, plots
@@ -39,7 +40,7 @@ unet_batch = 128          # canvases a step, all ranks together
 unet_learning_rate = 5e-4
 min_snr = 5.0             # gamma of the min-SNR weights (Hang et al. 2023); 0: every t weighs the same
 buffer_size = 8192        # canvases in the replay buffer
-refresh = 1               # of each scene of a batch, so many new canvases replace the oldest in the buffer
+refresh = 32              # new canvases a step (all ranks) that replace the oldest in the buffer
 # the encoder under it
 lambda_prior = 0.1        # the plan's xi: |V - DDIM_step(V_t)|^2 a pixel, V at unit variance; 0 is the control
 t_low = 0.05              # t of V_t is uniform between these; 0 is no noise, 1 nothing but noise
@@ -123,10 +124,12 @@ def ddim(unet, noise, steps, eta, generator, run):
 
 
 def scramble(V, generator):
-    """Gaussian fields with the power spectrum of each channel of each canvas: random phases. What
-    1/f^2 alone looks like."""
-    noise = torch.fft.rfft2(torch.randn(V.shape, generator=generator, device=V.device))
-    return torch.fft.irfft2(torch.fft.rfft2(V).abs() * noise / noise.abs().clamp(min=1e-9), s=V.shape[-2:])
+    """Gaussian fields with the mean and the power spectrum of each channel of each canvas: random phases. What 1/f^2
+    alone looks like."""
+    spectrum, noise = torch.fft.rfft2(V), torch.fft.rfft2(torch.randn(V.shape, generator=generator, device=V.device))
+    phase = noise / noise.abs().clamp(min=1e-9)
+    phase[..., 0, 0] = spectrum[..., 0, 0].sgn()
+    return torch.fft.irfft2(spectrum.abs() * phase, s=V.shape[-2:])
 
 
 QUARTERS = ('t 0-25%', 't 25-50%', 't 50-75%', 't 75-100%')
@@ -134,7 +137,7 @@ QUARTERS = ('t 0-25%', 't 25-50%', 't 50-75%', 't 75-100%')
 
 @torch.no_grad()
 def diffusion_metrics(unet, V, run, per=256):
-    """Held-out diffusion loss by quarter of t, and that of the best linear denoiser: a Wiener filter that knows the
+    """Held-out diffusion loss by quarter of t, and that of a Wiener filter: the best that is done with nothing but the
     mean power of each channel and frequency, which is all that a Gaussian field has. V normalised (N, C, H, W)."""
     generator, metrics = torch.Generator(V.device).manual_seed(0), {}
     power = torch.fft.fft2(V, norm='ortho').abs().square().mean(0)                    # (C, H, W)
@@ -150,13 +153,15 @@ def diffusion_metrics(unet, V, run, per=256):
 
 
 def reading(nets, V, tokenizer, run, length, checked):
-    """What the decoder reads in canvases V: (share that the checker can parse, distinct scenes a canvas), sentences."""
+    """What the decoder reads in canvases V -> {'parsed': share that the checker reads, 'distinct': meanings a canvas},
+    sentences. In a corpus of one's own every sentence counts as a meaning."""
     with run.autocast():
         z = nets['readout'](V)
     texts = [tokenizer.decode(row) for row in free_run(nets['decoder'], V, z, run, length).tolist()]
-    scenes = [data.parse(text) for text in texts] if checked else texts
-    known = [str(scene) for scene in scenes if scene is not None]
-    return len(known) / len(texts), len(set(known)) / len(texts), texts
+    scenes = [data.parse(text) for text in texts] if checked else []
+    meanings = [data.meaning(scene) for scene in scenes if scene is not None] if checked else texts
+    read = {'parsed': len(meanings) / len(texts)} if checked else {}
+    return read | {'distinct': len(set(meanings)) / len(texts)}, texts
 
 
 def build(arch):
@@ -164,43 +169,86 @@ def build(arch):
     return p4_decoder.build(arch, controls=False) | {'unet': UNet(arch['channels'], arch['unet_dim'])}
 
 
+def evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, knobs):
+    """The diffusion prior on held-out canvases V: its loss by quarter of t, and canvases drawn from noise beside
+    painted ones and beside Gaussian fields -> (metrics, {kind: sentences}, drawn canvases)."""
+    n, generator = knobs['drawn'], torch.Generator(run.device).manual_seed(knobs['seed'])
+    noise = torch.randn(n, *V.shape[1:], generator=generator, device=run.device)
+    sampled = ddim(nets['unet'], noise, knobs['sample_steps'], knobs['eta'], generator, run) * std + mean
+    metrics, texts = diffusion_metrics(nets['unet'], (V - mean) / std, run), {}
+    for kind, canvases in {'drawn': sampled, 'painted': V[:n], 'phases': scramble(V[:n], generator)}.items():
+        read, texts[kind] = reading(nets, canvases, tokenizer, run, length, checked)
+        metrics |= {f'{kind}_{name}': value for name, value in (canvas_metrics(canvases, cell) | read).items()}
+    return metrics, texts, sampled
+
+
 def gate(metrics, before, other, ways, evaluations, checked):
-    """P6's criteria (DESIGN 8): against the checkpoint it began with, and against the
-    control (its metrics, or None)."""
-    def change(name, since):
-        return metrics[name] / since[name] - 1
-
-    def beside(name):
-        return 'no control' if other is None else f'control {other[name] / before[name] - 1:+.3f}'
-
+    """P6's criteria (DESIGN 8): against the checkpoint it began with (its metrics), and against the control (its
+    metrics, or None). The plan asks for the first; only the second tells the prior from the extra steps."""
     worst = max(metrics[f'diffusion_{q}'] / metrics[f'wiener_{q}'] for q in QUARTERS)
-    falls = -change('paraphrase_distance', before)
     rows = [('diffusion loss over that of a Wiener filter, worst quarter of t +', '< 1', worst, worst < 1,
-             'no skill > 1'),
-            ('spectrum prior, change', '< 0', change('prior_spectrum', before), change('prior_spectrum', before) < 0,
-             beside('prior_spectrum')),
-            ('TV, change', '< 0', change('prior_tv', before), change('prior_tv', before) < 0, beside('prior_tv')),
-            ('paraphrase distance falls by', '>= 0.10', falls, falls >= 0.10, beside('paraphrase_distance'))]
-    if other is not None:
-        falls = -change('paraphrase_distance', other)
-        drop = 100 * (other['r1_hard'] - metrics['r1_hard'])
-        less = {name: change(name, other) for name in ('prior_spectrum', 'prior_tv')}
-        rows += [(f'{label}, against the control +', '< 0', less[name], less[name] < 0)
-                 for label, name in (('spectrum prior', 'prior_spectrum'), ('TV', 'prior_tv'))]
-        rows += [('paraphrase distance falls by, against the control +', '>= 0.10', falls, falls >= 0.10),
-                 ('R@1 with own counterfactuals, drop against the control, points', '<= 1', drop, drop <= 1,
-                  f"control {other['r1_hard']:.3f}, before {before['r1_hard']:.3f}")]
+             'no skill > 1')]
+    for since, label in ((before, ''), (other, ', against the control +')):
+        if since is None:
+            rows.append(('compared with a control (--control) +', '>= 1', 0, False))
+            continue
+        change = {name: metrics[name] / since[name] - 1
+                  for name in ('prior_spectrum', 'prior_tv', 'prior', 'paraphrase_distance')}
+        beside = {name: f'control {other[name] / before[name] - 1:+.3f}' if other and since is before else ''
+                  for name in change}
+        rows += [(f'{text}, change{label}', '< 0', change[name], change[name] < 0, beside[name]) for text, name in (
+            ('spectrum prior', 'prior_spectrum'), ('TV', 'prior_tv'), ('weighted sum of all priors', 'prior'))]
+        falls = -change['paraphrase_distance']
+        rows.append((f'paraphrase distance falls by{label}', '>= 0.10', falls, falls >= 0.10,
+                     beside['paraphrase_distance']))
+        drop = 100 * max(since[name] - metrics[name] for name in ('r1', 'r5', 'r1_hard'))
+        rows.append((f'retrieval, largest drop of the three R, points{label}', '<= 1', drop, drop <= 1))
+        gaps = [(since[name] - metrics[name], name[4:]) for name in since if name.startswith('gap_')]
+        if gaps:
+            drop, family = max(gaps)
+            rows.append((f'family gaps, largest drop{label or " +"}', '<= 0.02', drop, drop <= 0.02, family))
     return rows + [(name if name.startswith('still') else f'still: {name}', *rest)
                    for name, *rest in p5_roundtrip.gate(ways, metrics, evaluations, checked)]
 
 
+ITS_OWN = ('out_dir', 'control', 'lambda_prior', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile')
+
+
+def load_control(folder):
+    """The metrics of the control: a run of the same settings without the prior that has ended. SystemExit(2), after one
+    line, if it is none."""
+    checkpoint = runtime.load_checkpoint(f'{folder}/ckpt.pt', 'p6',
+                                         f'python p6_diffusion.py --lambda_prior=0 --out_dir={folder}')
+    theirs = checkpoint['config']
+    differs = [key for key in config if key not in ITS_OWN and config[key] != theirs.get(key)]
+    if theirs['lambda_prior'] or differs or checkpoint['step'] != theirs['max_steps']:
+        runtime.fail(f'--control={folder} is no control of this run: it must have ended, with --lambda_prior=0 and '
+                     f'otherwise the same settings; {", ".join(differs) or "lambda_prior or the last step"} differs')
+    return checkpoint['metrics']
+
+
+def check(world):
+    """Settings that would end in a traceback, or silently in nonsense, end in one line here."""
+    if not 0 <= t_low <= t_high <= 0.9:
+        runtime.fail(f'--t_low={t_low} --t_high={t_high}: expects 0 <= t_low <= t_high <= 0.9')
+    if min(unet_batch, prior_rows, refresh, sample_steps, drawn) < 1 or unet_dim % 8 or unet_batch % world:
+        runtime.fail('unet_batch, prior_rows, refresh, sample_steps and drawn are at least 1, unet_dim is a multiple '
+                     f'of 8, and unet_batch of the {world} ranks')
+    if buffer_size < max(unet_batch, batch_size):
+        runtime.fail(f'--buffer_size={buffer_size}: expects at least unet_batch and batch_size')
+    if not unet_steps < min(max_steps, lr_steps):
+        runtime.fail(f'--unet_steps={unet_steps}: expects fewer than max_steps and lr_steps, or no encoder moves')
+
+
 def main():
     run = runtime.start('p6', config)
+    check(run.world)
+    other = load_control(control) if control else None
     previous = runtime.inherit(run, init_from, 'p5', 'python p5_roundtrip.py')
-    other = runtime.load_checkpoint(f'{control}/ckpt.pt', 'p6',
-                                    f'python p6_diffusion.py --lambda_prior=0 --out_dir={control}'
-                                    )['metrics'] if control else None
-    knobs = run.history[-1]['config'] | {'batch_size': batch_size}     # all losses go on as in P5
+    before = previous['metrics']
+    if 'prior_tv' not in before or previous['step'] != previous['config']['max_steps']:
+        runtime.fail(f'{init_from} is of a run that has not ended, or older than this script: python p5_roundtrip.py')
+    knobs = previous['config'] | {'batch_size': batch_size}            # all losses go on as in P5
     arch = previous['arch'] | {'unet_dim': unet_dim}
     splits, tokenizer = data.load(arch['data'], run)
     train, checked = splits['train'], not arch['data']['corpus']
@@ -215,60 +263,61 @@ def main():
     optimizer = runtime.adamw(nets, learning_rate, weight_decay,
                               scale={'encoder': encoder_scale, 'readout': encoder_scale})
     ema = runtime.EMA(nets, ema_decay)
-    # The buffer: canvases of random sentences, each channel at mean 0 and variance 1 as first measured.
-    buffer = encode(encoder.eval(), random_sentences(train, buffer_size, seed, 0)[:, 0], run)
-    mean, std = buffer.mean((0, 2, 3), keepdim=True), buffer.std((0, 2, 3), keepdim=True)
-    buffer, oldest = (buffer - mean) / std, 0
     state = runtime.resume(run, nets, optimizer, ema)
-    start, metrics, evaluations = ((state['step'], state['metrics'], state['extra']['evaluations']) if state else
-                                   (0, {}, []))
+    start, metrics = (state['step'], state['metrics']) if state else (0, {})
+    evaluations = state['extra']['evaluations'] if state else []
     if state:
-        buffer, oldest = state['extra']['buffer'].to(run.device), state['extra']['oldest']
+        buffer, mean, std = (state['extra'][name].to(run.device) for name in ('buffer', 'mean', 'std'))
+        oldest = state['extra']['oldest']
+    else:      # canvases of random sentences, each channel at mean 0 and variance 1 as first measured
+        buffer = encode(encoder.eval(), random_sentences(train, buffer_size, seed, 0)[:, 0], run)
+        mean, std = buffer.mean((0, 2, 3), keepdim=True), buffer.std((0, 2, 3), keepdim=True)
+        buffer, oldest = (buffer - mean) / std, 0
+    if not lambda_prior:                                               # the control needs no U-Net
+        start, buffer = max(start, unet_steps), buffer[:batch_size]
     runtime.compile_nets(nets, run)
-    before = previous['metrics']
     montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     length = min(arch['max_length'], train.width)
-    if not lambda_prior:
-        start = max(start, unet_steps)                                 # the control needs no U-Net
 
     for step in run.steps(start, max_steps):
-        last = step == max_steps
-        if step % eval_every == 0 or last:
+        last, together = step == max_steps, step >= unet_steps         # from unet_steps on the encoder moves
+        due = step % eval_every == 0 or step == unet_steps or last
+        if due:
             for net in nets.values():
                 net.eval()
-            generator = torch.Generator(run.device).manual_seed(seed)
+            held_out, metrics = splits['test' if last else 'val'], {}  # as in P1
             with ema.weights():
-                metrics, ways, rows, V = p5_roundtrip.evaluate(spoken, splits['test' if last else 'val'], types,
-                                                               concepts, tokenizer, run, cell, knobs)
-                metrics |= diffusion_metrics(unet, (V - mean) / std, run)
-                noise = torch.randn(drawn, *V.shape[1:], generator=generator, device=run.device)
-                sampled = ddim(unet, noise, sample_steps, eta, generator, run) * std + mean
-                kinds = {'painted': V[:drawn], 'drawn': sampled, 'random phases': scramble(V[:drawn], generator)}
-                read = {kind: reading(spoken, canvases, tokenizer, run, length, checked)
-                        for kind, canvases in kinds.items()}
+                if together:
+                    metrics, ways, rows, V = p5_roundtrip.evaluate(spoken, held_out, types, concepts, tokenizer, run,
+                                                                   cell, knobs)
+                else:
+                    V = encode(encoder, held_out.fixed(512), run)
+                if lambda_prior:
+                    found, texts, sampled = evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, config)
+                    metrics |= found
                 pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
-            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
-            metrics |= {f'drawn_{name}': value for name, value in canvas_metrics(sampled, cell).items()}
-            metrics |= {'drawn_parsed': read['drawn'][0], 'drawn_distinct': read['drawn'][1]}
+            if together:
+                evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first
+                evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
             run.log(step, metrics, prefix='val')
             if run.master:
-                (run.dir / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {
-                    'montage': pictures, 'titles': list(data.EVAL_SENTENCES),
-                    'drawn': torch.cat((sampled[:10], V[:6])), 'drawn_titles': [
-                        *(f'drawn: {text}' for text in read['drawn'][2][:10]),
-                        *(f'painted: {text}' for text in read['painted'][2][:6])]})
-                plot.samples_table(run.dir)
+                arrays = plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)}
+                if lambda_prior:
+                    arrays |= {'drawn': torch.cat((sampled[:10], V[:6])), 'drawn_titles': [
+                        *(f'drawn: {text}' for text in texts['drawn'][:10]),
+                        *(f'painted: {text}' for text in texts['painted'][:6])]}
+                if together:
+                    (run.dir / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+                    plot.samples_table(run.dir)
+                plot.evaluation(run.dir, step, arrays)
                 plot.trends(run.dir)
-        if step % eval_every == 0 or last or run.interrupted:
+        if due or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch, {
                 'evaluations': evaluations, 'buffer': buffer, 'oldest': oldest, 'mean': mean, 'std': std,
                 'tokenizer': tokenizer.state()})
         if last:
             break
 
-        together = step >= unet_steps and max_steps > unet_steps
         lr = (runtime.cosine_lr(step - unet_steps, learning_rate, warmup_steps, lr_steps - unet_steps)
               if together else 0.0)
         unet_lr = runtime.cosine_lr(step, unet_learning_rate, warmup_steps, lr_steps)
@@ -276,16 +325,16 @@ def main():
             group['lr'] = unet_lr if group['net'] == 'unet' else lr * group['scale']
         for net in nets.values():
             net.train()
-        generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step)
+        generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step + 2 * SALT)    # not the scenes'
         terms = {}
 
         if lambda_prior:                                               # the U-Net on the buffer
-            rows = torch.randint(buffer_size, (unet_batch,), generator=generator, device=run.device)
+            picked = torch.randint(len(buffer), (unet_batch,), generator=generator, device=run.device)
             t = torch.rand(unet_batch, generator=generator, device=run.device)
             noise = torch.randn(unet_batch, *buffer.shape[1:], generator=generator, device=run.device)
             mine = runtime.local_slice(run, unet_batch)
             with run.autocast():
-                terms['diffusion'] = diffusion_loss(unet, buffer[rows[mine]], t[mine], noise[mine], min_snr)
+                terms['diffusion'] = diffusion_loss(unet, buffer[picked[mine]], t[mine], noise[mine], min_snr)
             terms['diffusion'].backward()
 
         if together:                                                   # all other nets, under the U-Net
@@ -294,23 +343,24 @@ def main():
             mine = runtime.local_slice(run, batch_size)
             x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
                            views[mine])
-            meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
-            noise = torch.randn(batch_size, *buffer.shape[1:], generator=generator, device=run.device)[mine]
-            t = t_low + (t_high - t_low) * torch.rand(batch_size, generator=generator, device=run.device)[mine]
+            meanings = train.meanings[scenes.to(run.device), variants.to(run.device)]
+            on_device = valid.to(run.device)
+            prior_t = t_low + (t_high - t_low) * torch.rand(batch_size, generator=generator, device=run.device)[mine]
+            prior_noise = torch.randn(batch_size, *buffer.shape[1:], generator=generator, device=run.device)[mine]
             whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device),
-                     torch.arange(batch_size, device=run.device)[mine], noise, t)
+                     torch.arange(batch_size, device=run.device)[mine], prior_t, prior_noise)
             fresh = []
 
             def forward(part):
-                *part, noise, t = part
+                *part, t, noise = part
                 z, local, found, V = p5_roundtrip.local_losses(spoken, part, run, cell, parts, knobs)
-                V = (V.unflatten(0, (-1, each)) - mean) / std                  # (n, each, C, H, W)
-                rows = slice(None, None, max(1, batch_size // prior_rows))     # the same however the batch is split
+                V = (V.unflatten(0, (-1, each))[:, 0] - mean) / std            # (n, C, H, W): the first of each scene
+                some = slice(None, None, max(1, batch_size // prior_rows))     # the same however the batch is split
                 with run.autocast():
-                    found['prior'] = (prior_loss(unet, V[rows, 0], t[rows], noise[rows])
-                                      if lambda_prior else V.new_zeros(()))
+                    found['prior'] = (prior_loss(unet, V[some], t[some], noise[some]) if lambda_prior
+                                      else V.new_zeros(()))
                 terms.update(found)
-                fresh.append(V[:, :refresh].detach())
+                fresh.append(V[::max(1, batch_size // refresh)].detach())
                 return z, local + lambda_prior * found['prior']
 
             def loss_of_all(z):
@@ -323,32 +373,35 @@ def main():
                 terms['nce'] = loss_of_all(z)[0]
                 (terms['nce'] + local).backward()
             else:
-                terms['nce'], _ = runtime.cached_backward(
-                    forward, list(zip(*(t.chunk(grad_accum) for t in whole))), loss_of_all)
-            new = runtime.gather(torch.cat(fresh[-grad_accum:]).flatten(0, 1), run)
-            buffer[torch.arange(oldest, oldest + len(new), device=run.device) % buffer_size] = new
-            oldest = (oldest + len(new)) % buffer_size
+                micro = list(zip(*(t.chunk(grad_accum) for t in whole)))
+                terms['nce'], _ = runtime.cached_backward(forward, micro, loss_of_all)
+            new = runtime.gather(torch.cat(fresh[-grad_accum:]), run)
+            buffer[torch.arange(oldest, oldest + len(new), device=run.device) % len(buffer)] = new
+            oldest = (oldest + len(new)) % len(buffer)
         runtime.average_gradients(nets, run)
-        norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip)
-                 for net in (unet, torch.nn.ModuleList(spoken.values()))]
+        norms = [torch.nn.utils.clip_grad_norm_(parameters, grad_clip) for parameters in (
+            [*unet.parameters()], [p for net in spoken.values() for p in net.parameters()])]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
         if step % log_every == 0:
-            run.log(step, {'loss': terms['nce' if together else 'diffusion'], 'unet_grad_norm': norms[0],
-                           'grad_norm': norms[1], 'lr': lr, 'unet_lr': unet_lr} | terms, prefix='train')
+            run.log(step, {'loss': terms['nce' if together else 'diffusion'], 'unet_grad_norm': norms[0], 'lr': lr,
+                           'grad_norm': norms[1], 'unet_lr': unet_lr} | terms, prefix='train')
 
     with ema.weights():
         print_sets(run, held_out_sets(lambda x: embed(encoder, readout, x, run), splits))
+    if not lambda_prior:
+        run.say('this was the control: it has no prior and no gate of its own')
+        return
     for name in QUARTERS:
-        run.say(f"{name:12s} diffusion loss {metrics[f'diffusion_{name}']:.4f}   "
+        run.say(f"{name:10s} diffusion loss {metrics[f'diffusion_{name}']:.4f}   "
                 f"Wiener filter {metrics[f'wiener_{name}']:.4f}")
-    for kind, canvases in kinds.items():
-        look = canvas_metrics(canvases, cell)
-        run.say(f"{kind:14s} parsed {read[kind][0]:.3f}  distinct {read[kind][1]:.3f}  "
-                f"slope {sum(look['alpha']) / len(look['alpha']):.2f}  "
-                f"TV {look['tv']:.3f}  kurtosis {min(look['kurtosis']):.1f}  lattice {look['lattice']:.2f}")
-    for text in read['drawn'][2][:8]:
+    for kind in texts:
+        m = {name.removeprefix(f'{kind}_'): value for name, value in metrics.items() if name.startswith(f'{kind}_')}
+        run.say(f"{kind:8s} parsed {m.get('parsed', float('nan')):.3f}  distinct {m['distinct']:.3f}  slope "
+                f"{sum(m['alpha']) / len(m['alpha']):.2f}  TV {m['tv']:.3f}  kurtosis {min(m['kurtosis']):.1f}  "
+                f"lattice {m['lattice']:.2f}")
+    for text in texts['drawn'][:8]:
         run.say(f'  drawn: {text}')
     runtime.write_gate(run, gate(metrics, before, other, ways, evaluations, checked))
 

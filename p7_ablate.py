@@ -15,12 +15,18 @@ Reads:  nothing (it runs P1 to P5)      Writes: out/p7/<ablation>/seed<k>/p1 ...
     python p7_ablate.py --throughput=true        # sentences a second and peak memory of two canvas sizes
 """
 import json
+import math
 import os
+import re
 import resource
+import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,65 +119,103 @@ TARGETS = (
     ('correlation', lambda m: m['max_correlation'], -1), ('share of the sentence', lambda m: m['share_total'], 1))
 
 
+class Run(NamedTuple):
+    """One phase of one chain: its folder, the checkpoint that it starts from (None for P1) and its command line."""
+    name: str
+    seed: int
+    phase: str
+    folder: Path
+    before: Path | None
+    command: list
+
+
+def home(name, seed):
+    """The folder of an ablation's chain."""
+    return Path(out_dir, preset, re.sub(r'\W+', '_', name).strip('_'), f'seed{seed}')
+
+
 def runs(names):
-    """All runs as (name, seed, phase, folder, the checkpoint that it starts from or None, command), baselines first.
-    What comes before the first phase that an ablation changes is the baseline's."""
+    """All runs of these ablations, baselines first. What comes before the first phase that an ablation changes is the
+    baseline's and stands there only."""
     found = []
     for name in ['baseline', *(n for n in names if n != 'baseline')]:
         for seed in range(seeds):
             before, own = None, name == 'baseline'
             for phase, script in SCRIPTS.items():
                 own = own or phase in ABLATIONS[name]
-                folder = Path(out_dir, (name if own else 'baseline').replace(' ', '_'), f'seed{seed}', phase)
+                folder = home(name if own else 'baseline', seed) / phase
                 if own:
                     words = PRESETS[preset][phase].split()
-                    steps = next((w.partition('=')[2] for w in words if w.startswith('--max_steps=')), None)
-                    words += [f'--lr_steps={steps}'] * bool(steps) + ABLATIONS[name].get(phase, '').split()
-                    command = [sys.executable, str(HERE / script), f'--out_dir={folder}', f'--seed={seed}',
-                               '--ema_decay=0.99', '--resume=true', f'--device={device}',
-                               *([f'--init_from={before}'] if before else []), *words]
-                    found.append((name, seed, phase, folder, before, command))
+                    words += [word.replace('max_steps', 'lr_steps') for word in words if 'max_steps' in word]
+                    words += ABLATIONS[name].get(phase, '').split()           # the later word wins
+                    origin = [f'--init_from={before}'] if before else []
+                    found.append(Run(name, seed, phase, folder, before, [
+                        sys.executable, str(HERE / script), f'--out_dir={folder}', *origin, f'--seed={seed}',
+                        '--ema_decay=0.99', '--resume=true', f'--device={device}', *words]))
                 before = folder / 'ckpt.pt'
     return found
 
 
-def finished(folder):
-    return (folder / 'gate.json').is_file()
+def finished(run):
+    """Whether a run has ended. SystemExit(2), after one line, if its folder holds a run of other settings."""
+    facts = run.folder / 'run.json'
+    if facts.is_file() and json.loads(facts.read_text(encoding='utf-8'))['argv'][1:] != run.command[2:]:
+        runtime.fail(f'{run.folder} holds a run of other settings; move it away or use another --out_dir')
+    return (run.folder / 'gate.json').is_file() and (run.folder / 'ckpt.pt').is_file()
+
+
+def start(run, slot, threads, gpus):
+    """The process of a run; what it prints goes to run.log in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {'OMP_NUM_THREADS': str(threads)}
+    if gpus:
+        environment['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
+    with open(run.folder / 'run.log', 'a', encoding='utf-8') as log:
+        return subprocess.Popen(run.command, stdout=log, stderr=log, env=environment)
+
+
+def visible_gpus():
+    """The GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    count = torch.cuda.device_count() if device in ('auto', 'cuda') else 0
+    return os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count)))).split(',') if count else []
 
 
 def work(todo):
-    """Run what is not finished, `jobs` at a time, each as soon as the run before it has ended. Ctrl-C stops all of
-    them; they save. Raises SystemExit(1), after one line, when a run fails: its log says why."""
-    gpus = torch.cuda.device_count() if device in ('auto', 'cuda') else 0
-    slots = list(range(jobs or gpus or 2))
+    """Run all of todo, `jobs` at a time, each once the run that it starts from has ended -> the runs that failed, and
+    those that wait for them in vain: a diverging ablation is a finding and stops nobody else. Ctrl-C and SIGTERM stop
+    the processes, which save, and raise KeyboardInterrupt."""
+    gpus = visible_gpus()
+    slots = range(jobs or len(gpus) or 2)
     threads = max(1, (os.cpu_count() or 1) // len(slots))
-    running, total = {}, len(todo)
+    waiting, running, failed, total = list(todo), {}, [], len(todo)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        while todo or running:
+        while waiting or running:
+            pending = {run.folder for run in waiting} | {run.folder for run, _ in running.values()}
             for slot in [slot for slot in slots if slot not in running]:
-                ready = next((run for run in todo if run[4] is None or finished(run[4].parent)), None)
-                if ready is None:
-                    break
-                todo.remove(ready)
-                name, seed, phase, folder, _, command = ready
-                folder.mkdir(parents=True, exist_ok=True)
-                print(f'{time.strftime("%H:%M")} {name}, seed {seed}, {phase} begins; '
-                      f'{len(todo)} of {total} runs wait', flush=True)
-                environment = (os.environ | {'OMP_NUM_THREADS': str(threads)}
-                               | ({'CUDA_VISIBLE_DEVICES': str(slot % gpus)} if gpus else {}))
-                with open(folder / 'run.log', 'a', encoding='utf-8') as log:
-                    running[slot] = folder, subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            for slot, (folder, process) in list(running.items()):
+                ready = next((run for run in waiting if run.before is None or run.before.parent not in pending), None)
+                if ready is not None:
+                    waiting.remove(ready)
+                    running[slot] = ready, start(ready, slot, threads, gpus)
+                    print(f'{time.strftime("%H:%M")} {ready.name}, seed {ready.seed}, {ready.phase} begins; '
+                          f'{len(waiting)} of {total} runs wait', flush=True)
+            for slot, (run, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
-                    if process.returncode:
-                        runtime.fail(f'a run ended with status {process.returncode}; see {folder}/run.log', status=1)
+                    if process.returncode or not finished(run):
+                        print(f'{run.name}, seed {run.seed}, {run.phase} FAILED; see {run.folder}/run.log', flush=True)
+                        lost = {run.folder}                                  # and all that start from it, one by one
+                        while more := {r.folder for r in waiting if r.before and r.before.parent in lost} - lost:
+                            lost |= more
+                        failed += [run, *(r for r in waiting if r.folder in lost)]
+                        waiting = [r for r in waiting if r.folder not in lost]
             time.sleep(0.2)
-    finally:                                                     # the terminal's Ctrl-C reaches the runs as well
+    finally:
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
             process.wait()
+    return failed
 
 
 def metrics_of(folder):
@@ -182,55 +226,84 @@ def metrics_of(folder):
     return last
 
 
-def collect(names):
-    """{ablation: (seeds, targets) array} of the ablations of which at least one seed is finished."""
+def target_values(metrics):
+    """The target metrics of a run as floats; what was not finite (null in the log) is nan."""
+    values = []
+    for _, read, _ in TARGETS:
+        try:
+            values.append(float(read(metrics)))
+        except TypeError:                                    # a null, or a list with one
+            values.append(math.nan)
+    return values
+
+
+def collect():
+    """{ablation: (seeds, targets) array} of all ablations of which a seed has ended, however many were asked for."""
     found = {}
-    for name in names:
-        folders = [Path(out_dir, name.replace(' ', '_'), f'seed{seed}', 'p5') for seed in range(seeds)]
-        rows = [[read(metrics_of(folder)) for _, read, _ in TARGETS] for folder in folders if finished(folder)]
-        if rows:
-            found[name] = np.array(rows, dtype=float)
+    for name in ABLATIONS:
+        ended = [run for run in runs([name]) if run.name == name and run.phase == 'p5' and finished(run)]
+        if ended:
+            found[name] = np.array([target_values(metrics_of(run.folder)) for run in ended])
     return found
 
 
+SIGN = np.array([sign for *_, sign in TARGETS])
+
+
 def effects(base, other):
-    """Drops of other (n, targets) below base (m, targets): in standard deviations of the baseline (positive is worse),
-    and whether every seed of the one is on the same side of every seed of the other (+1 worse, -1 better, 0 neither).
-    With three seeds each, chance alone separates a given metric one time in ten."""
-    sign = np.array([s for *_, s in TARGETS])
-    drop = sign * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), 1e-9)
-    worse, better = (sign * base).min(0) > (sign * other).max(0), (sign * base).max(0) < (sign * other).min(0)
+    """Drops of other (n, targets) below base (m, targets): in standard deviations of the baseline (positive is worse;
+    the sd is at least 0.001, the resolution of a thousand scenes), and whether the seeds do not overlap (+1 all worse,
+    -1 all better, 0 neither). nan is worse than anything."""
+    drop = SIGN * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), 1e-3)
+    other = np.where(np.isnan(other), -np.inf * SIGN, other)
+    worse, better = (SIGN * base).min(0) > (SIGN * other).max(0), (SIGN * base).max(0) < (SIGN * other).min(0)
     return drop, worse.astype(int) - better
+
+
+def by_chance(m, n):
+    """How many target metrics an ablation that changes nothing makes worse in every seed: m baselines above n."""
+    return len(TARGETS) / math.comb(m + n, n)
 
 
 def table(found):
     """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds do not overlap."""
     base = found['baseline']
-    lines = [f'Target metrics of P5 on the test split, mean ± sd over n seeds. In brackets the drop in standard '
-             'deviations of the baseline (n = ' + str(len(base)) + '); **bold** where every seed is worse than every '
-             'seed of the baseline, *italic* where every one is better.', '',
+    lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets the drop in standard '
+             f'deviations of the baseline (n = {len(base)}). **Bold**: every seed is worse than every seed of the '
+             'baseline; *italic*: every one is better. An ablation that changes nothing is worse in '
+             f'{by_chance(len(base), len(base)):.2f} metrics by chance.', '',
              '| without | n | ' + ' | '.join(label for label, *_ in TARGETS) + ' | worse in |',
              '|---' * (len(TARGETS) + 3) + '|']
     for name, values in found.items():
-        few = len(base) < 2 or len(values) < 2
-        drop, side = ((np.zeros(len(TARGETS)), np.zeros(len(TARGETS), int)) if name == 'baseline' or few else
-                      effects(base, values))
+        compared = name != 'baseline' and min(len(base), len(values)) > 1
+        drop, side = effects(base, values) if compared else (np.zeros(len(TARGETS)), np.zeros(len(TARGETS), int))
         cells = []
-        for k in range(len(TARGETS)):
-            spread = f' ± {values[:, k].std(ddof=1):.2g}' if len(values) > 1 else ''
+        for k, column in enumerate(values.T):
             mark = {1: '**', -1: '*', 0: ''}[int(side[k])]
-            cells.append(f'{mark}{values[:, k].mean():.3g}{spread}{mark}'
-                         + ('' if name == 'baseline' or few else f' [{drop[k]:+.1f}]'))
-        verdict = ('' if name == 'baseline' else 'n < 2' if few else
-                   f'{(side > 0).sum()}' if (side > 0).any() else '0: changes nothing for the worse')
-        lines.append(f'| {name} | {len(values)} | ' + ' | '.join(cells) + f' | {verdict} |')
+            spread = f' ± {column.std(ddof=1):.2g}' if len(values) > 1 else ''
+            change = f' [{np.clip(drop[k], -99, 99):+.1f}]' if compared else ''
+            cells.append(f'{mark}{column.mean():.3g}{spread}{mark}{change}')
+        worse = '' if name == 'baseline' else (side > 0).sum() if compared else 'n < 2'
+        lines.append(f'| {name} | {len(values)} | ' + ' | '.join(cells) + f' | {worse} |')
     return '\n'.join(lines) + '\n'
+
+
+def gate(found):
+    """P7's criterion (the plan's): dropping a piece makes at least one target metric worse. A row an ablation."""
+    base, rows = found['baseline'], []
+    for name, values in found.items():
+        if name != 'baseline' and min(len(base), len(values)) > 1:
+            drop, side = effects(base, values)
+            worse = [TARGETS[k][0] for k in np.argsort(-np.nan_to_num(drop, nan=np.inf)) if side[k] > 0]
+            rows.append((f'without {name}: target metrics worse in every seed', '>= 1', len(worse), len(worse) >= 1,
+                         ', '.join(worse[:4]) or f'by chance {by_chance(len(base), len(values)):.2f}'))
+    return rows
 
 
 def chart(found):
     """The drops as a heat map: ablations by target metrics, in standard deviations of the baseline, a dot where the
     seeds do not overlap. The colour ends at 5."""
-    base, names = found['baseline'], [name for name, values in found.items() if name != 'baseline' and len(values) > 1]
+    base, names = found['baseline'], [name for name, v in found.items() if name != 'baseline' and len(v) > 1]
     if len(base) < 2 or not names:
         return None
     both = [effects(base, found[name]) for name in names]
@@ -250,9 +323,10 @@ def chart(found):
 # ---- throughput -----------------------------------------------------------------------------------------------------
 
 def measure(size, channels, batch):
-    """Sentences a second of the encoder (forward; forward and backward with the priors) and peak memory,
-    in this process."""
+    """Sentences a second of the full-size encoder (forward; forward and backward with the priors) and peak memory (on a
+    CPU of the whole process, Linux only), in this process."""
     where = runtime.find_device(device)
+    bf16 = runtime.find_dtype('auto', where) == torch.bfloat16
     arch = ({name: getattr(p1_canvas, name) for name in p1_canvas.SIZES}
             | {'size': size, 'query_grid': size, 'channels': channels})
     encoder = p1_canvas.build(arch)['encoder'].to(where)
@@ -272,11 +346,11 @@ def measure(size, channels, batch):
         return batch * n / (time.perf_counter() - began)
 
     def forward():
-        with torch.no_grad(), torch.autocast(where.type, dtype=torch.bfloat16, enabled=where.type == 'cuda'):
+        with torch.no_grad(), torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
             encoder(x)
 
     def backward():
-        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=where.type == 'cuda'):
+        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
             V = encoder(x)
         priors.image_prior_loss(priors.image_prior_terms(V), weights).backward()
 
@@ -292,49 +366,63 @@ def measure_all():
     fit is left out."""
     rows = []
     for size, channels in ((32, 6), (48, 8)):
-        for batch in (8, 32, 128, 512) if torch.cuda.is_available() else (2, 8, 32):
+        for batch in (8, 32, 128, 512) if runtime.find_device(device).type == 'cuda' else (2, 8, 32):
             code = (f'import json, p7_ablate; p7_ablate.device = {device!r}; '
                     f'print(json.dumps(p7_ablate.measure({size}, {channels}, {batch})))')
             done = subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True)
             if done.returncode:
-                print(f'{size}x{size}x{channels}, batch {batch}: {done.stderr.strip().splitlines()[-1][:100]}')
+                why = (done.stderr.strip().splitlines() or ['killed: out of memory?'])[-1]
+                print(f'{size}x{size}x{channels}  batch {batch:4d}  {why[:100]}')
                 continue
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             row = rows[-1]
             print(f"{size}x{size}x{channels}  batch {batch:4d}  forward {row['forward']:8.1f} sentences/s  "
                   f"forward + backward {row['backward']:8.1f}  peak {row['gigabytes']:.2f} GiB", flush=True)
-    best = {(row['size'], kind): max(r[kind] for r in rows if r['size'] == row['size'])
-            for row in rows for kind in ('forward', 'backward')}
-    if (48, 'forward') in best:
-        print(f"48x48x8 over 32x32x6: forward {best[48, 'forward'] / best[32, 'forward']:.2f}, "
-              f"forward + backward {best[48, 'backward'] / best[32, 'backward']:.2f} of the sentences a second")
+    for kind, label in (('forward', 'forward'), ('backward', 'forward + backward')):
+        small, large = (max((row for row in rows if row['size'] == size), key=lambda row: row[kind], default=None)
+                        for size in (32, 48))
+        if small and large:
+            print(f'{label}: 48x48x8 (best at batch {large["batch"]}) does {large[kind] / small[kind]:.2f} of the '
+                  f'sentences a second of 32x32x6 (best at batch {small["batch"]})')
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     runtime.write_json(Path(out_dir) / 'throughput.json', rows)
 
 
 def main():
-    if preset not in PRESETS:
-        runtime.fail(f'--preset={preset}: expects one of {", ".join(PRESETS)}')
+    if preset not in PRESETS or min(seeds, jobs + 1) < 1:
+        runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects one of {", ".join(PRESETS)}, at least '
+                     'one seed, and jobs that are not negative')
     if throughput:
         return measure_all()
     names = [name.strip() for name in only.split(',') if name.strip()] or list(ABLATIONS)
-    unknown = [name for name in names if name not in ABLATIONS]
-    if unknown or seeds < 1:
-        runtime.fail(f'--only={only} --seeds={seeds}: expects at least one seed and of {", ".join(ABLATIONS)}')
-    names = ['baseline', *(name for name in names if name != 'baseline')]
-    todo = [run for run in runs(names) if not finished(run[3])]
-    minutes = [MINUTES[preset].get(phase) for _, _, phase, *_ in todo]
-    estimate = 'no estimate' if None in minutes else f'about {sum(minutes) / (jobs or 2) / 60:.1f} hours on 2 cores'
-    print(f'{len(todo)} runs to do ({estimate}), {len(runs(names)) - len(todo)} finished')
+    if not set(names) <= set(ABLATIONS):
+        runtime.fail(f'--only={only}: expects some of {", ".join(ABLATIONS)}')
+    todo = [run for run in runs(names) if not finished(run)]
+    minutes = [MINUTES[preset].get(run.phase, math.nan) for run in todo]
+    hours = sum(minutes) / (jobs or 2) / 60
+    print(f'{len(todo)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours on 2 cores')
+          + f'; {len(runs(names)) - len(todo)} have ended')
     if dry_run:
-        for *_, command in todo:
-            print(' '.join(['python', Path(command[1]).name, *command[2:]]))
+        for run in todo:
+            print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
         return
-    work(todo)
-    found = collect(names)
-    Path(out_dir, 'ablations.md').write_text(table(found), encoding='utf-8')
-    chart(found)
-    print(table(found))
+    failed, stopped = [], False
+    try:
+        failed = work(todo)
+    except KeyboardInterrupt:
+        stopped = True
+    found = collect()
+    if 'baseline' in found:
+        Path(out_dir, 'ablations.md').write_text(table(found), encoding='utf-8')
+        chart(found)
+        print(table(found))
+        if gate(found):
+            runtime.write_gate(SimpleNamespace(master=True, dir=Path(out_dir), phase='p7', say=print), gate(found))
+    if failed:
+        runtime.fail(f'{len(failed)} runs failed or wait for one that did: '
+                     + ', '.join(sorted({f'{run.name} (seed {run.seed})' for run in failed})), status=1)
+    if stopped:
+        runtime.fail('stopped; the same command goes on from here', status=130)
 
 
 if __name__ == '__main__':

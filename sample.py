@@ -46,8 +46,8 @@ CHUNK = 16_384            # lines held in memory while a file is embedded
 class TextCanvas:
     """A trained model as functions of sentences. path: a checkpoint of P5 or P6; SystemExit(2), after one line, if it
     is none. Sentences are normalised as in training (data.normalize): capitals and punctuation do not matter. A
-    sentence of no words is the empty sentence and has an embedding too; what is longer than `max_length` tokens is cut; an
-    unknown word is read letter by letter."""
+    sentence of no words is the empty sentence and has an embedding too; what is longer than `max_length` tokens is
+    cut; an unknown word is read letter by letter."""
 
     def __init__(self, path='out/p5/ckpt.pt', device='auto', dtype='auto'):
         checkpoint = runtime.load_checkpoint(path, ('p5', 'p6'), 'bash runs/cpu.sh')
@@ -181,10 +181,10 @@ def draw_canvases(model, n, generator):
     noise = torch.randn(shape, generator=generator).to(model.device)
     V = ddim(model.nets['unet'], noise, 50, 0.0, None, model.run)
     V = V * model.std.to(model.device) + model.mean.to(model.device)
-    parsed, distinct, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, True)
+    read, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, True)
     for sentence in sentences:
         print(sentence)
-    print(f'the checker reads {parsed:.0%}; distinct scenes {distinct:.0%}')
+    print(f"the checker reads {read['parsed']:.0%}; distinct scenes {read['distinct']:.0%}")
     if figures:
         figure = plot.montage({'montage': plot.as_array(V[:16]), 'titles': sentences[:16]})
         print(plot.save(figure, Path(figures) / 'drawn.png'))

@@ -483,8 +483,7 @@ def test_unet_shapes_and_size():
     net = UNet()
     assert 1e6 < sum(p.numel() for p in net.parameters()) < 4e6
     V_t, t = torch.randn(3, 6, 32, 32), torch.rand(3)
-    assert torch.equal(net(V_t, t), net.leave[-1].bias[None, :, None, None].expand(3, 6, 32, 32)), (
-        'starts without an opinion')
+    assert not net(V_t, t).any(), 'starts without an opinion'
     for C, size in ((8, 48), (1, 16)):
         net = UNet(C, dim=8)
         assert net(torch.randn(2, C, size, size), torch.rand(2)).shape == (2, C, size, size)

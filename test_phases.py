@@ -217,10 +217,11 @@ def test_chain_run_folder(chain, phase):
 
     log = rows(folder / 'metrics.jsonl')
     kinds = [(row['step'], {name.split('/')[0] for name in row if name != 'step'}) for row in log]
-    assert kinds == [(0, {'val'}), (0, {'train'}), (1, {'train'}), (2, {'val'})]
-    assert all({'train/loss', 'train/grad_norm', 'train/lr'} <= row.keys() for row in log[1:3])
+    begins = [(1, {'val'})] * (phase == 'p6')                      # where its encoder begins to move
+    assert kinds == [(0, {'val'}), (0, {'train'}), *begins, (1, {'train'}), (2, {'val'})]
+    assert all({'train/loss', 'train/grad_norm', 'train/lr'} <= row.keys() for row in log if 'train/loss' in row)
     assert {f'val/{name}': runtime.finite(value) for name, value in checkpoint['metrics'].items()} == (
-        {name: value for name, value in log[3].items() if name not in ('step', 'val/stage')})
+        {name: value for name, value in log[-1].items() if name not in ('step', 'val/stage')})
 
     gate = json.loads((folder / 'gate.json').read_text())
     assert gate.keys() == {'phase', 'pass', 'criteria'} and gate['phase'] == phase and gate['pass'] is False
@@ -238,7 +239,8 @@ def test_chain_figures(chain, phase):
     assert all(path.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n' and path.stat().st_size > 2000 for path in files)
     names = {path.stem for path in files}
     expected = FIGURES.get(phase, set()) | (FIGURES['p1'] if phase != 'p4' else set())
-    numbered = {f'{name}_{step:06d}' for name in expected - {'samples'} for step in (0, 2)} - {'tsne_000000'}
+    steps = (0, 1, 2) if phase == 'p6' else (0, 2)
+    numbered = {f'{name}_{step:06d}' for name in expected - {'samples'} for step in steps}
     assert names == numbered | expected & {'samples'}
 
 
@@ -441,7 +443,7 @@ def test_options_run(here, name):
     phase, words = OPTIONS[name]
     out = f'options/{name.replace(" ", "_")}'
     run(tiny(phase, out, *words))
-    norms = trained(out, 'grad_norm')
+    norms = trained(out, 'unet_grad_norm' if phase == 'p6' else 'grad_norm')       # P6 moves its encoder later
     assert len(norms) == 2 and all(math.isfinite(norm) and norm > 0 for norm in norms)
     assert json.loads(Path(out, 'gate.json').read_text())['criteria']
 
@@ -978,38 +980,55 @@ def test_scramble_keeps_the_spectrum_and_loses_the_picture():
 def test_prior_gate_asks_the_control():
     quarters = {f'{kind}_{q}': value for q in p6_diffusion.QUARTERS
                 for kind, value in (('diffusion', 0.2), ('wiener', 0.3))}
-    before = {'prior_spectrum': 1.0, 'prior_tv': 1.0, 'paraphrase_distance': 0.5, 'r1_hard': 0.95}
-    m = GOOD_MEANING | quarters | {'prior_spectrum': 0.8, 'prior_tv': 0.9, 'paraphrase_distance': 0.4, 'r1_hard': 0.95,
-                                   'jitter_cosine': 0.9, 'content_accuracy': 0.9, 'shuffle_ce_rise': 0.3}
+    before = {'prior_spectrum': 1.0, 'prior_tv': 1.0, 'prior': 1.0, 'paraphrase_distance': 0.5, 'r1': 0.95, 'r5': 1.0,
+              'r1_hard': 0.9, 'gap_colour': 0.3, 'gap_count': 0.3}
+    m = GOOD_MEANING | quarters | before | {'prior_spectrum': 0.8, 'prior_tv': 0.9, 'prior': 0.9,
+                                            'paraphrase_distance': 0.4, 'jitter_cosine': 0.9,
+                                            'content_accuracy': 0.9, 'shuffle_ce_rise': 0.3}
     ways = {'best of k': {'graph_f1': 0.85, 'rouge_l': 0.55, 'cosine': 0.9}}
 
-    def criteria(other, **changed):
-        return p6_diffusion.gate(m | changed, before, other, ways, [GOOD_CANVAS] * 3, True)
+    def fails(other, **changed):
+        criteria = p6_diffusion.gate(m | changed, before, other, ways, [GOOD_CANVAS] * 3, True)
+        return [name for name, _, _, passed, *_ in criteria if not passed]
 
-    control = before | {'prior_spectrum': 0.9, 'prior_tv': 0.95, 'r1_hard': 0.955}
-    assert (not failing(criteria(control)) and not failing(criteria(None))
-            and len(criteria(control)) == len(criteria(None)) + 4)
-    assert failing(criteria(control | {'prior_spectrum': 0.7, 'paraphrase_distance': 0.43})) == [4, 6]
-    assert failing(criteria(control, r1_hard=0.94)) == [7]
-    assert failing(criteria(None, **{'diffusion_t 0-25%': 0.31}, prior_tv=1.1, paraphrase_distance=0.46)) == [0, 2, 3]
+    control = before | {'prior_spectrum': 0.9, 'prior_tv': 0.95, 'prior': 0.95}
+    assert not fails(control)
+    assert fails(None) == ['compared with a control (--control) +']
+    assert fails(control | {'prior_spectrum': 0.7, 'paraphrase_distance': 0.43}) == [
+        'spectrum prior, change, against the control +', 'paraphrase distance falls by, against the control +']
+    assert fails(control | {'r5': 1.0}, r5=0.98) == [
+        'retrieval, largest drop of the three R, points', 'retrieval, largest drop of the three R, points, against the '
+        'control +']
+    assert fails(control, gap_count=0.27) == [
+        'family gaps, largest drop +', 'family gaps, largest drop, against the control +']
+    assert fails(control, **{'diffusion_t 0-25%': 0.31}, prior_tv=1.1, paraphrase_distance=0.46) == [
+        'diffusion loss over that of a Wiener filter, worst quarter of t +', 'TV, change',
+        'paraphrase distance falls by', 'TV, change, against the control +',
+        'paraphrase distance falls by, against the control +']
 
 
-def test_control_and_missing_control(here, capsys):
+def test_control(here, capsys):
     run(tiny('p6', 'p6/control', '--lambda_prior=0'))
-    control = load('p6/control')
+    control, start = load('p6/control'), load('out/p5')
     log = rows('p6/control/metrics.jsonl')
     assert [row['step'] for row in log] == [1, 1, 2], 'the control begins where the encoder begins to move'
-    assert control['nets']['unet'].keys() and all(torch.equal(control['nets']['unet'][key], value)
-                                                  for key, value in control['ema']['unet'].items())
+    assert all(torch.equal(control['nets']['unet'][key], value) for key, value in control['ema']['unet'].items())
+    assert not all(torch.equal(control['nets']['encoder'][key], value)
+                   for key, value in start['ema']['encoder'].items())
+    assert not Path('p6/control/gate.json').exists()
     run(tiny('p6', 'p6/with', '--control=p6/control'))
     names = [row['name'] for row in json.loads(Path('p6/with/gate.json').read_text())['criteria']]
     assert 'paraphrase distance falls by, against the control +' in names
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(tiny('p6', 'p6/none', '--control=nowhere'))
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count('\n') == 1
-    assert 'nowhere/ckpt.pt' in error and '--lambda_prior=0 --out_dir=nowhere' in error
+    for words, hint in ((['--control=nowhere'], '--lambda_prior=0 --out_dir=nowhere'),
+                        (['--control=p6/with'], 'is no control'),
+                        (['--control=p6/control', '--seed=5'], 'seed differs'),
+                        (['--t_low=0.5'], 't_low=0.5'), (['--unet_steps=2'], 'no encoder moves'),
+                        (['--buffer_size=2'], 'buffer_size=2'), (['--unet_dim=12'], 'multiple of 8')):
+        with pytest.raises(SystemExit) as stop:
+            run(tiny('p6', 'p6/none', *words))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count('\n') == 1 and hint in error, error
 
 
 # ---- P7 -------------------------------------------------------------------------------------------------------------
@@ -1017,19 +1036,21 @@ def test_control_and_missing_control(here, capsys):
 def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkeypatch):
     monkeypatch.setattr(p7_ablate, 'seeds', 2)
     todo = p7_ablate.runs(['copy suppression', 'jitter', 'tv'])
-    folders = {(name, seed, phase): folder for name, seed, phase, folder, *_ in todo}
-    assert [sum(key[0] == name for key in folders)
-            for name in ('baseline', 'copy suppression', 'jitter', 'tv')] == [10, 2, 6, 10]
-    for name, seed, phase, folder, before, command in todo:
-        assert f'--seed={seed}' in command and f'--out_dir={folder}' in command
-        assert (before is None) == (phase == 'p1')
-        if before:
-            home = name if (name, seed, before.parent.name) in folders else 'baseline'
-            assert before.parent == folders[home, seed, f'p{int(phase[1]) - 1}'] and f'--init_from={before}' in command
-    found = {(name, phase): command for name, _, phase, _, _, command in todo}
-    assert '--lambda_copy=0' in found['copy suppression', 'p5'] and '--jitter_prob=0' in found['jitter', 'p3']
-    assert not any('--jitter_prob=0' in found['jitter', 'p4'] for _ in [0]) and '--lambda_tv=0' in found['tv', 'p1']
-    assert found['tv', 'p1'].index('--lambda_tv=0') > found['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
+    folders = {(run.name, run.seed, run.phase): run.folder for run in todo}
+    assert [sum(key[0] == name for key in folders) for name in ('baseline', 'copy suppression', 'jitter', 'tv')] == [
+        10, 2, 6, 10]
+    for run in todo:
+        assert f'--seed={run.seed}' in run.command and f'--out_dir={run.folder}' in run.command
+        assert (run.before is None) == (run.phase == 'p1')
+        if run.before:
+            phase = run.before.parent.name
+            home = run.name if (run.name, run.seed, phase) in folders else 'baseline'
+            assert phase == f'p{int(run.phase[1]) - 1}' and run.before.parent == folders[home, run.seed, phase]
+            assert f'--init_from={run.before}' in run.command
+    words = {(run.name, run.phase): run.command for run in todo}
+    assert '--lambda_copy=0' in words['copy suppression', 'p5'] and '--jitter_prob=0' in words['jitter', 'p3']
+    assert '--jitter_prob=0' not in words['jitter', 'p4'] and '--lr_steps=1000' in words['tv', 'p2']
+    assert words['tv', 'p1'].index('--lambda_tv=0') > words['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
 
 
 @pytest.mark.parametrize('preset', p7_ablate.PRESETS)
@@ -1045,14 +1066,25 @@ def test_every_override_is_a_setting_of_its_phase(preset):
 
 
 def test_effects_by_hand():
-    signs = np.array([sign for *_, sign in p7_ablate.TARGETS])
-    base = np.tile(np.array([[1.0], [2.0], [3.0]]), len(signs))                       # mean 2, sd 1
-    drop, side = p7_ablate.effects(base, base - 4 * signs)                            # every target four worse
-    assert drop == pytest.approx(4.0) and (side == 1).all()
-    drop, side = p7_ablate.effects(base, base + 4 * signs)
-    assert drop == pytest.approx(-4.0) and (side == -1).all()
-    drop, side = p7_ablate.effects(base, base - 1.5 * signs)                          # the seeds overlap
-    assert drop == pytest.approx(1.5) and not side.any()
+    n = len(p7_ablate.TARGETS)
+    base = np.tile(np.array([[1.0], [2.0], [3.0]]), n)                                # mean 2, sd 1
+    for shift, expected in ((-4.0, 1), (4.0, -1), (-1.5, 0)):                         # the last: the seeds overlap
+        drop, side = p7_ablate.effects(base, base + shift * p7_ablate.SIGN)
+        assert drop == pytest.approx(-shift) and (side == expected).all()
+    lost = base.copy()
+    lost[0, 0] = math.nan
+    assert p7_ablate.effects(base, lost)[1].tolist() == [0] * n and p7_ablate.effects(base, lost[:1])[1][0] == 1
+    assert p7_ablate.effects(base * 0, base * 0 - 0.002 * p7_ablate.SIGN)[0] == pytest.approx(2.0), 'no spread at all'
+    assert p7_ablate.by_chance(3, 3) == pytest.approx(n / 20)
+
+
+def test_target_values_of_a_log_with_holes():
+    metrics = {'r1': 0.5, 'r5': None, 'gap_colour': 0.3, 'gap_count': 0.1, 'graph_f1': 0.9, 'rouge_l': 0.3,
+               'cosine': 0.9, 'content_accuracy': 1.0, 'jitter_cosine': 0.9, 'alpha': [1.5, None], 'tv': 1.0,
+               'kurtosis': [5.0, 7.0], 'max_correlation': 0.1, 'share_total': 0.9}
+    values = dict(zip((label for label, *_ in p7_ablate.TARGETS), p7_ablate.target_values(metrics)))
+    assert math.isnan(values['R@5']) and math.isnan(values['|slope - 2|'])
+    assert values['R@1'] == 0.5 and values['worst-family gap'] == 0.1 and values['kurtosis'] == 5.0
 
 
 def test_ablations_run_once_and_make_a_table(here, capsys):
@@ -1063,26 +1095,53 @@ def test_ablations_run_once_and_make_a_table(here, capsys):
     assert out.startswith('6 runs to do') and out.count('\npython p') == 6 and not Path('out/p7').exists()
     run([*words, '--seeds=1'])
     out = capsys.readouterr().out
-    assert '| baseline | 1 |' in out and '| copy suppression | 1 |' in out and 'n < 2' in out
-    times = {path: path.stat().st_mtime_ns for path in Path('out/p7').glob('*/seed0/p5/ckpt.pt')}
-    assert len(times) == 2
+    assert '| baseline | 1 |' in out and '| copy suppression | 1 |' in out and '| n < 2 |' in out
+    ends = {path: path.stat().st_mtime_ns for path in Path('out/p7/smoke').glob('*/seed0/p5/ckpt.pt')}
+    assert len(ends) == 2
     run([*words, '--seeds=1'])
-    assert (capsys.readouterr().out.startswith('0 runs to do')
-            and all(p.stat().st_mtime_ns == t for p, t in times.items()))
+    assert capsys.readouterr().out.startswith('0 runs to do')
+    assert all(path.stat().st_mtime_ns == end for path, end in ends.items())
+    for more, hint in (['--only=the moon'], 'copy suppression'), (['--seeds=0'], 'at least one seed'):
+        with pytest.raises(SystemExit) as stop:
+            run([*words, *more])
+        assert stop.value.code == 2 and hint in capsys.readouterr().err
+    facts = Path('out/p7/smoke/baseline/seed0/p3/run.json')
+    facts.write_text(facts.read_text().replace('--max_steps=2', '--max_steps=3'))
     with pytest.raises(SystemExit) as stop:
-        run([*words, '--only=the moon'])
-    assert stop.value.code == 2 and 'copy suppression' in capsys.readouterr().err
+        run([*words, '--seeds=1'])
+    assert stop.value.code == 2 and 'other settings' in capsys.readouterr().err
 
 
-def test_ablation_table_and_figure(tmp_path, monkeypatch):
+def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    for name, value in (('out_dir', 'p7'), ('seeds', 1), ('jobs', 2), ('device', 'cpu')):
+        monkeypatch.setattr(p7_ablate, name, value)
+    def stand_in(run):
+        """A program that writes what a finished run has, or fails."""
+        code = ('import sys, json, pathlib; folder = pathlib.Path(sys.argv[1].partition("=")[2])\n'
+                + ('sys.exit(1)\n' if run.name == 'jitter' and run.phase == 'p3' else '')
+                + '[(folder / name).write_text("{}") for name in ("gate.json", "ckpt.pt")]\n')
+        path = tmp_path / f'{run.name}_{run.phase}.py'
+        path.write_text(code)
+        return run._replace(command=[sys.executable, str(path), *run.command[2:]])
+    todo = [stand_in(run) for run in p7_ablate.runs(['jitter', 'copy suppression'])]
+    failed = p7_ablate.work(todo)
+    signal.signal(signal.SIGTERM, handler)
+    assert [(run.name, run.phase) for run in failed] == [('jitter', phase) for phase in ('p3', 'p4', 'p5')]
+    assert all((run.folder / 'gate.json').exists() for run in todo if run.name != 'jitter')
+    assert 'jitter, seed 0, p3 FAILED' in capsys.readouterr().out
+
+
+def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path))
-    rng = np.random.default_rng(0)
-    signs = np.array([sign for *_, sign in p7_ablate.TARGETS])
-    base = rng.normal(1.0, 0.1, (3, len(signs)))
-    found = {'baseline': base, 'InfoNCE': base - 2 * signs, 'tv': base.copy(), 'cov': base[:1]}
-    rows_ = {line.split('|')[1].strip(): line for line in p7_ablate.table(found).splitlines() if line.startswith('| ')}
-    assert rows_['InfoNCE'].count('**') == 2 * len(signs) and rows_['InfoNCE'].endswith(f'| {len(signs)} |')
-    assert rows_['tv'].endswith('changes nothing for the worse |') and rows_['cov'].endswith('| n < 2 |')
+    n = len(p7_ablate.TARGETS)
+    base = np.random.default_rng(0).normal(1.0, 0.1, (3, n))
+    found = {'baseline': base, 'InfoNCE': base - 2 * p7_ablate.SIGN, 'tv': base.copy(), 'cov': base[:1]}
+    lines = {line.split('|')[1].strip(): line for line in p7_ablate.table(found).splitlines() if line.startswith('| ')}
+    assert lines['InfoNCE'].count('**') == 2 * n and lines['InfoNCE'].endswith(f'| {n} |')
+    assert lines['tv'].endswith('| 0 |') and lines['cov'].endswith('| n < 2 |')
+    assert [row[3] for row in p7_ablate.gate(found)] == [True, False], 'what changes nothing fails, one seed is no row'
     p7_ablate.chart(found)
     assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'
 
