@@ -11,7 +11,6 @@ Reads:  out/p1/ckpt.pt      Writes: out/p2/ckpt.pt, run.json, metrics.jsonl, gat
 """
 import torch
 import torch.nn.functional as F
-from sklearn.feature_extraction.text import TfidfTransformer
 
 import data
 import plot
@@ -201,6 +200,8 @@ def semantic_metrics(encode_z, corpus, n=1024):
 
 def baselines(train, corpus, vocab_size, n):
     """R@1 and gaps of two embeddings without learning: bag of tokens and TF-IDF (fitted on training sentences)."""
+    from sklearn.feature_extraction.text import TfidfTransformer     # here, or sample.py would wait for it
+
     def counts(x):
         return torch.zeros(len(x), vocab_size, device=x.device).scatter_add_(1, x, (x >= data.SPECIALS).float())
 
