@@ -1,0 +1,1 @@
+"""Multimodal deep belief networks that ground number words in images. See groundeep/README.md."""

@@ -1,0 +1,41 @@
+"""One half of an autoencoder as an ONNX file: any batch size, and no file that does not compute what PyTorch does."""
+import io
+import logging
+import warnings
+
+import numpy as np
+import onnxruntime
+import torch
+
+from settings import fail, write_atomic
+
+TOLERANCE = 1e-4        # largest difference to PyTorch that is let through
+BATCHES = (1, 2, 17)    # sizes that are compared
+
+
+def export(module, example, input_name, output_name, path):
+    """Write module (on the CPU, in evaluation mode) to path; returns the largest difference over the compared batches.
+
+    example: inputs (17, ...), of the kind the page will send. Raises SystemExit(1) above TOLERANCE, writing nothing.
+    """
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')    # of the exporter about its own parts
+        program = torch.onnx.export(module, (example[:2],), input_names=[input_name], output_names=[output_name],
+                                    dynamic_shapes=({0: torch.export.Dim('batch')},), dynamo=True, verbose=False)
+    buffer = io.BytesIO()
+    program.save(buffer)                   # weights inside: the browser fetches one file
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=['CPUExecutionProvider'])
+    difference = 0.0
+    for size in BATCHES:
+        with torch.no_grad():
+            expected = module(example[:size]).numpy()
+        got, = session.run([output_name], {input_name: example[:size].numpy()})
+        if got.shape != expected.shape:
+            fail(f'{path} is not written: onnxruntime gives {got.shape} where PyTorch gives {expected.shape}', status=1)
+        difference = max(difference, float(np.abs(got - expected).max()))
+    if not difference <= TOLERANCE:        # NaN is refused too
+        fail(f'{path} is not written: onnxruntime differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}',
+             status=1)
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    return difference

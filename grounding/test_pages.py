@@ -1,0 +1,278 @@
+"""Both pages in a real browser, on the artifacts of a small autoencoder: installed Chromium, driven by Playwright.
+
+Skipped, loudly, where Chromium, playwright or node_modules is missing; in CI (environment variable CI) that is a
+failure. GROUNDING_SCREENSHOTS=FOLDER keeps a screenshot of each page.
+"""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import autoencoders
+import measure_browser
+import settings
+from conftest import CONFIG, FOLDER, NAME
+from latents import l2_normalize
+
+MISSING = [what for what, there in (
+    ('a browser: apt-get install chromium', measure_browser.find_browser()),
+    ('grounding/node_modules: npm install --prefix grounding', (FOLDER / 'node_modules' / 'three').is_dir()))
+    if not there]
+try:
+    import playwright  # noqa: F401
+except ImportError:
+    MISSING.append('playwright: pip install -r grounding/requirements.txt')
+REASON = 'THE PAGES ARE NOT TESTED; missing: ' + '; '.join(MISSING)
+pytestmark = pytest.mark.skipif(bool(MISSING) and not os.environ.get('CI'), reason=REASON)
+PLAYGROUND = 'window.playground?.ready'
+VIEWER = f'/grounding/latent_space_viewer.html?data=/artifacts/{NAME}_test_latent_points.json'
+
+
+@pytest.fixture(scope='module')
+def base(trained):
+    """Address of a server of a folder like the repository's root: grounding/ and artifacts/."""
+    assert not MISSING, REASON
+    (trained.root / 'grounding').symlink_to(FOLDER)
+    with measure_browser.server(trained.root) as address:
+        yield address
+
+
+@pytest.fixture(scope='module')
+def browser(base):
+    with measure_browser.browser_page() as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser):
+    """The page, with the errors of its console in page.problems."""
+    browser.problems = []
+
+    def on_console(message):
+        if message.type == 'error':
+            browser.problems.append(message.text)
+
+    def on_error(error):
+        browser.problems.append(str(error))
+    browser.on('console', on_console)
+    browser.on('pageerror', on_error)
+    yield browser
+    browser.remove_listener('console', on_console)
+    browser.remove_listener('pageerror', on_error)
+
+
+@pytest.fixture(scope='module')
+def assets(trained):
+    return json.loads((trained.artifacts / f'{NAME}_test_interactive_assets.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def model(trained):
+    config = settings.load_config(settings.parser('').parse_args(
+        ['--config', str(CONFIG), '--set', 'model.latent_dim=8']))
+    return autoencoders.load(config, 'cpu', trained.artifacts / f'{NAME}.pt')[0]
+
+
+def playground(page, base):
+    measure_browser.open_page(page, measure_browser.playground_address(base, NAME, 'test'), PLAYGROUND)
+
+
+def state(page):
+    """input, latent, preview, marker of the playground once it is still."""
+    return page.evaluate('''async () => { await playground.settled(); return Object.fromEntries(
+        ['input', 'latent', 'preview', 'marker'].map((key) => [key, Array.from(playground[key])])); }''')
+
+
+def move(page, slider, value):
+    page.evaluate('''([id, value]) => { const slider = document.getElementById(id);
+        slider.value = value; slider.dispatchEvent(new Event('input')); }''', [slider, value])
+
+
+def projected(latent, assets):
+    """The kNN barycentre in NumPy: what the page's marker should be."""
+    latent = l2_normalize(np.array([latent]))[0]
+    distances = ((np.array(assets['reference_latents']) - latent) ** 2).sum(1)
+    nearest = distances.argsort()[:assets['projection_k']]
+    weights = 1 / (distances[nearest] + 1e-10)
+    return weights @ np.array(assets['reference_points'])[nearest] / weights.sum()
+
+
+def regrounded(model, z, times):
+    """(E(D(z)), D(E(D(z)))) in PyTorch, times=1; z (latent_dim,)."""
+    with torch.no_grad():
+        image = model.decoder(torch.tensor(z, dtype=torch.float32)[None])
+        for _ in range(times):
+            latent = model.encoder(image)
+            image = model.decoder(latent)
+    return latent[0].numpy(), image.flatten().numpy()
+
+
+def screenshot(page, name):
+    folder = os.environ.get('GROUNDING_SCREENSHOTS')
+    if folder:
+        page.screenshot(path=Path(folder) / f'{name}.png')
+
+
+def test_the_viewer_loads_draws_and_shows_a_digit_on_hover(page, base):
+    measure_browser.open_page(page, base + VIEWER, 'window.viewer?.ready')
+    page.wait_for_function('viewer.frames() > 3')
+    assert page.evaluate('viewer.points.length') == 60
+    assert page.locator('#legend div').count() == 10
+    x, y = page.evaluate('''() => { const p = viewer.camera.position.clone().set(...viewer.points[0])
+        .project(viewer.camera); return [(p.x + 1) / 2 * innerWidth, (1 - p.y) / 2 * innerHeight]; }''')
+    page.mouse.move(x, y)
+    page.wait_for_function('viewer.hovered >= 0')
+    assert page.locator('#tip').is_visible()
+    assert 'digit' in page.text_content('#tip')
+    screenshot(page, 'viewer')
+    assert page.problems == []
+
+
+def test_each_augmentation_moves_the_marker_and_changes_the_preview(page, base):
+    playground(page, base)
+    rest = state(page)
+    for slider, value in (('translate_x', 4), ('translate_y', -4), ('rotation', 40), ('scale', 0.7), ('intensity', 0.4),
+                          ('noise', 0.4), ('masking', 12)):
+        move(page, slider, value)
+        changed = state(page)
+        assert np.abs(np.subtract(changed['marker'], rest['marker'])).max() > 1e-4, slider
+        assert np.abs(np.subtract(changed['preview'], rest['preview'])).max() > 1e-3, slider
+        assert np.abs(np.subtract(changed['input'], rest['input'])).max() > 0.02, slider
+        page.click('#reset')
+    assert state(page) == rest
+    move(page, 'rotation', 30)
+    state(page)
+    screenshot(page, 'probe')
+    assert page.problems == []
+
+
+def test_the_augmentations_do_what_their_sliders_say(page, base, assets):
+    playground(page, base)
+    page.click('#digit-7')
+    digit = np.array(assets['digit_samples'][7]).reshape(28, 28)
+    for slider, value, expected in (
+            ('translate_x', 3, np.pad(digit, ((0, 0), (3, 0)))[:, :28]),
+            ('translate_y', -2, np.pad(digit, ((0, 2), (0, 0)))[2:]),
+            ('rotation', 90, np.rot90(digit, -1)),
+            ('intensity', 0.5, digit / 2)):
+        move(page, slider, value)
+        assert np.allclose(np.reshape(state(page)['input'], (28, 28)), expected, atol=1e-5), slider
+        page.click('#reset')
+    move(page, 'masking', 10)
+    masked = np.reshape(state(page)['input'], (28, 28))
+    assert (masked[9:19, 9:19] == 0).all() and np.allclose(masked[:9], digit[:9], atol=1e-6)
+
+
+def test_the_preview_is_pytorchs_and_the_marker_numpys(page, base, model, assets):
+    playground(page, base)
+    for digit, angle in ((0, 0), (4, 25), (9, -70)):
+        page.click(f'#digit-{digit}')
+        move(page, 'rotation', angle)
+        shown = state(page)
+        x = torch.tensor(shown['input']).view(1, 1, 28, 28)
+        with torch.no_grad():
+            latent = model.encoder(x)
+            assert np.allclose(shown['latent'], latent[0].numpy(), atol=1e-3)
+            assert np.abs(np.array(shown['preview']) - model.decoder(latent).flatten().numpy()).max() < 1e-3
+        assert np.allclose(shown['marker'], projected(shown['latent'], assets), atol=1e-3)
+    pixels = page.evaluate('''() => Array.from(document.getElementById('preview').getContext('2d')
+        .getImageData(0, 0, 28, 28).data)''')
+    assert np.abs(255 - np.array(pixels[::4]) - 255 * np.array(shown['preview'])).max() <= 1     # and it is painted
+
+
+def test_drawing_with_the_mouse(page, base):
+    playground(page, base)
+    page.click('#draw')
+    assert max(state(page)['input']) == 0
+    box = page.locator('#input').bounding_box()
+    page.mouse.move(box['x'] + box['width'] / 2, box['y'] + 30)
+    page.mouse.down()
+    page.mouse.move(box['x'] + box['width'] / 2, box['y'] + box['height'] - 30, steps=20)
+    page.mouse.up()
+    drawn = np.reshape(state(page)['input'], (28, 28))
+    assert drawn[8:20, 13:15].min() == 1 and drawn[:, :10].max() == 0        # an upright stroke in the middle
+    page.click('#clear')
+    assert max(state(page)['input']) == 0
+    assert page.problems == []
+
+
+def test_interpolation_goes_from_one_regrounded_image_to_the_other(page, base, model, assets):
+    playground(page, base)
+    page.click('#mode-interpolate')
+    page.evaluate('playground.choose(2).then(() => playground.choose(7))')
+    state(page)
+    raw, marks = np.array(assets['reference_latents_raw']), []
+    for t in (0, 0.25, 0.5, 1):
+        move(page, 't', t)
+        shown = state(page)
+        latent, image = regrounded(model, (1 - t) * raw[2] + t * raw[7], times=1)
+        assert np.abs(np.array(shown['preview']) - image).max() < 1e-3
+        assert np.allclose(shown['marker'], projected(latent, assets), atol=5e-3)
+        marks.append(shown['marker'])
+    path = np.array(page.evaluate('playground.path'))
+    assert path.shape == (33, 3)
+    assert np.allclose(path[[0, 8, 16, 32]], marks, atol=1e-4)               # the marker walks on the drawn path
+    assert np.abs(np.subtract(marks[0], marks[-1])).max() > 1e-3
+    screenshot(page, 'interpolate')
+    assert page.problems == []
+
+
+def test_points_are_picked_by_click_and_play_moves_t(page, base):
+    playground(page, base)
+    page.click('#mode-interpolate')
+    state(page)
+    before = page.evaluate('playground.ends.slice()')
+    free = page.evaluate('''() => Array.from({ length: 60 }, (_, i) => [...playground.screenOf(i), i])
+        .filter(([x, y]) => document.elementFromPoint(x, y)?.parentElement?.id === 'view')''')
+    x, y, _ = free[-1]
+    page.mouse.click(x, y)
+    state(page)
+    after = page.evaluate('playground.ends.slice()')
+    assert after[0] != before[0] and after[1] == before[1]                   # the first click sets A
+    page.click('#play')
+    page.wait_for_function('playground.t > 0.05')
+    page.click('#play')
+    stopped = page.evaluate('playground.t')
+    page.wait_for_timeout(150)
+    assert page.evaluate('playground.t') == stopped > 0.05
+
+
+def message(page, address):
+    page.goto(address)
+    page.wait_for_function("!document.getElementById('message').hidden")
+    assert not page.locator('.panel:visible').count()
+    return page.text_content('#message')
+
+
+def test_a_missing_or_malformed_asset_gives_a_readable_message(page, base, trained):
+    address = measure_browser.playground_address(base, NAME, 'test')
+    assert 'export_encoder_onnx.py' in message(page, address.replace('_encoder.onnx', '_nothing.onnx'))
+    assert 'export_interactive_assets.py' in message(page, address.replace('interactive_assets', 'nothing'))
+    assert 'lacks "assets"' in message(page, address.split('?')[0])
+    assert 'on this server' in message(page, address.replace('assets=', 'assets=http://example.invalid'))
+    assert 'not an ONNX file' in message(page, address.replace('_decoder.onnx', '_test_latent_points.json'))
+    assert 'do not fit' in message(page, address.replace('_decoder.onnx', '_encoder.onnx'))
+    assert 'generate_latent_points.py' in message(page, (base + VIEWER).replace('test_latent', 'nothing'))
+    assets = json.loads((trained.artifacts / f'{NAME}_test_interactive_assets.json').read_text())
+    broken = trained.artifacts / 'broken.json'
+    at_broken = address.replace(f'{NAME}_test_interactive_assets.json', 'broken.json')
+    for change, words in (({'digit_samples': [[0]]}, '"digit_samples" should be 10 rows of 784'),
+                          ({'reference_labels': [10] * 60}, 'digits 0 to 9'),
+                          ({'num_points': 'many'}, '"num_points"'), ({'projection_k': 99}, '"projection_k"')):
+        broken.write_text(json.dumps(assets | change))
+        assert words in message(page, at_broken)
+    broken.write_text('{"experiment": ')
+    assert 'is not JSON' in message(page, at_broken)
+    screenshot(page, 'message')
+
+
+def test_without_node_modules_the_pages_say_how_to_install(page, trained, tmp_path):
+    (tmp_path / 'artifacts').symlink_to(trained.artifacts)
+    shutil.copytree(FOLDER, tmp_path / 'grounding', ignore=shutil.ignore_patterns('node_modules', '__pycache__'))
+    with measure_browser.server(tmp_path) as bare:
+        for address in (bare + VIEWER, measure_browser.playground_address(bare, NAME, 'test')):
+            assert 'npm install --prefix grounding' in message(page, address)
