@@ -307,7 +307,7 @@ def test_splits_share_no_scene(prepared):
     for split in ('val', 'test', 'composition', 'template'):
         assert len(found[split]) > 60 and not found['train'] & found[split]
         assert any(line.startswith(split) and line.endswith('shared with train: 0') for line in prepared.said)
-    tested = {meaning for (_, f), meaning in prepared.meanings['test'].items() if f == 0}
+    tested = {meaning for (_, f, _), meaning in prepared.meanings['test'].items() if f == 0}
     assert len(tested) > 10 and not tested & found['val'], (
         'no choice was made on a scene of test, nor on a change of one')
     pack = {meaning(parse(sentence)) for sentence in EVAL_SENTENCES}
@@ -810,7 +810,7 @@ def test_program_shows_and_prepares(here, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert text.count('paraphrase  ') == 10 and all(f'\n{family} ' in text for family in FAMILIES)
     assert all(re.search(rf'^{split} +\d+ scenes, ', text, re.M) for split in data.SPLITS)
-    assert text.count('shared with train: 0') == 3 and len(list(Path('out/data').iterdir())) == 1
+    assert text.count('shared with train: 0') == 4 and len(list(Path('out/data').iterdir())) == 1
 
 
 @pytest.mark.parametrize('settings', [
