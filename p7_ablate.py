@@ -180,14 +180,14 @@ def visible_gpus():
     return os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count)))).split(',') if count else []
 
 
-def work(todo):
-    """Run all of todo, `jobs` at a time, each once the run that it starts from has ended -> the runs that failed, and
+def work(queue):
+    """Run all of queue, `jobs` at a time, each once the run that it starts from has ended -> the runs that failed, and
     those that wait for them in vain: a diverging ablation is a finding and stops nobody else. Ctrl-C and SIGTERM stop
     the processes, which save, and raise KeyboardInterrupt."""
     gpus = visible_gpus()
     slots = range(jobs or len(gpus) or 2)
     threads = max(1, (os.cpu_count() or 1) // len(slots))
-    waiting, running, failed, total = list(todo), {}, [], len(todo)
+    waiting, running, failed, total = list(queue), {}, [], len(queue)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
@@ -397,18 +397,18 @@ def main():
     names = [name.strip() for name in only.split(',') if name.strip()] or list(ABLATIONS)
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects some of {", ".join(ABLATIONS)}')
-    todo = [run for run in runs(names) if not finished(run)]
-    minutes = [MINUTES[preset].get(run.phase, math.nan) for run in todo]
+    queue = [run for run in runs(names) if not finished(run)]
+    minutes = [MINUTES[preset].get(run.phase, math.nan) for run in queue]
     hours = sum(minutes) / (jobs or 2) / 60
-    print(f'{len(todo)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours on 2 cores')
-          + f'; {len(runs(names)) - len(todo)} have ended')
+    print(f'{len(queue)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours on 2 cores')
+          + f'; {len(runs(names)) - len(queue)} have ended')
     if dry_run:
-        for run in todo:
+        for run in queue:
             print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
         return
     failed, stopped = [], False
     try:
-        failed = work(todo)
+        failed = work(queue)
     except KeyboardInterrupt:
         stopped = True
     found = collect()

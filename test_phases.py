@@ -1035,11 +1035,11 @@ def test_control(here, capsys):
 
 def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkeypatch):
     monkeypatch.setattr(p7_ablate, 'seeds', 2)
-    todo = p7_ablate.runs(['copy suppression', 'jitter', 'tv'])
-    folders = {(run.name, run.seed, run.phase): run.folder for run in todo}
+    queue = p7_ablate.runs(['copy suppression', 'jitter', 'tv'])
+    folders = {(run.name, run.seed, run.phase): run.folder for run in queue}
     assert [sum(key[0] == name for key in folders) for name in ('baseline', 'copy suppression', 'jitter', 'tv')] == [
         10, 2, 6, 10]
-    for run in todo:
+    for run in queue:
         assert f'--seed={run.seed}' in run.command and f'--out_dir={run.folder}' in run.command
         assert (run.before is None) == (run.phase == 'p1')
         if run.before:
@@ -1047,7 +1047,7 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
             home = run.name if (run.name, run.seed, phase) in folders else 'baseline'
             assert phase == f'p{int(run.phase[1]) - 1}' and run.before.parent == folders[home, run.seed, phase]
             assert f'--init_from={run.before}' in run.command
-    words = {(run.name, run.phase): run.command for run in todo}
+    words = {(run.name, run.phase): run.command for run in queue}
     assert '--lambda_copy=0' in words['copy suppression', 'p5'] and '--jitter_prob=0' in words['jitter', 'p3']
     assert '--jitter_prob=0' not in words['jitter', 'p4'] and '--lr_steps=1000' in words['tv', 'p2']
     assert words['tv', 'p1'].index('--lambda_tv=0') > words['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
@@ -1125,11 +1125,11 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
         path = tmp_path / f'{run.name}_{run.phase}.py'
         path.write_text(code)
         return run._replace(command=[sys.executable, str(path), *run.command[2:]])
-    todo = [stand_in(run) for run in p7_ablate.runs(['jitter', 'copy suppression'])]
-    failed = p7_ablate.work(todo)
+    queue = [stand_in(run) for run in p7_ablate.runs(['jitter', 'copy suppression'])]
+    failed = p7_ablate.work(queue)
     signal.signal(signal.SIGTERM, handler)
     assert [(run.name, run.phase) for run in failed] == [('jitter', phase) for phase in ('p3', 'p4', 'p5')]
-    assert all((run.folder / 'gate.json').exists() for run in todo if run.name != 'jitter')
+    assert all((run.folder / 'gate.json').exists() for run in queue if run.name != 'jitter')
     assert 'jitter, seed 0, p3 FAILED' in capsys.readouterr().out
 
 
