@@ -31,6 +31,7 @@ import runtime
 
 num = 20_000              # training scenes
 complexity = 1            # 1: two things, one relation; 2: three things, two relations; 3: four things, three relations
+simple_share = 0.5        # of the training scenes of complexity 2 and 3: scenes of fewer things, which are learnt first
 seed = 0                  # which scenes, which wordings
 out = ''                  # write `num` sentences to this .txt or .jsonl instead of preparing arrays
 corpus = ''               # a corpus of your own: .txt (a sentence a line) or .jsonl (original, paraphrases, ...)
@@ -553,6 +554,17 @@ def scenes_of(split, n, complexity, seed, without=()):
     return scenes
 
 
+def mix_in_simpler(scenes, config):
+    """Training scenes of complexity 2 or 3, `simple_share` of them replaced by scenes of each lower complexity in equal
+    parts: what is read and told apart in two things first carries over to three (LOG.md)."""
+    lower = range(1, config['complexity'])
+    each = int(config['simple_share'] * len(scenes) / len(lower))
+    simpler = [scene for c in lower for scene in scenes_of('train', each, c, config['data_seed'])]
+    mixed = simpler + scenes[len(simpler):]
+    random.Random(f"mix {config['data_seed']}").shuffle(mixed)
+    return mixed
+
+
 NOVEL_COLOUR = {shape: colour for colour, shape in HELD_OUT_PAIRS}
 
 
@@ -683,7 +695,8 @@ def _folder(config):
         stat = Path(config['corpus']).stat()
         name = f"{Path(config['corpus']).stem}_{zlib.crc32(f'{stat.st_size} {stat.st_mtime_ns}'.encode()):08x}"
     else:
-        name = f"c{config['complexity']}_n{config['num_scenes']}_s{config['data_seed']}"
+        name = '_'.join(f'{letter}{config[key]}' for letter, key in (
+            ('c', 'complexity'), ('n', 'num_scenes'), ('s', 'data_seed'), ('e', 'simple_share')))
     return Path('out/data') / f"{name}_v{config['vocab_size']}_t{config['max_length']}_{source:08x}"
 
 
@@ -702,6 +715,8 @@ def prepare(folder, config, say=print):
         for split in SPLITS:
             known = parts['val'][2].ravel().tolist() if split == 'test' else ()       # nothing a choice was made on
             scenes[split] = scenes_of(split, sizes[split], config['complexity'], config['data_seed'], known)
+            if split == 'train' and config['complexity'] > 1:
+                scenes[split] = mix_in_simpler(scenes[split], config)
             parts[split] = *render_split(split, scenes[split], config['data_seed']), CANONICAL_RENDERINGS
         seen = set(parts['train'][2][parts['train'][1] > 0].tolist())
         for split in SPLITS[1:]:
@@ -819,8 +834,8 @@ def _parse_line(text, path):
 def load(config, run=None):
     """The prepared corpus of a run -> ({split: Corpus}, Tokenizer), prepared first where it is missing (by rank 0).
 
-    config: corpus, num_scenes, complexity, data_seed, vocab_size, max_length. The splits of a corpus of your own are
-    'train' and 'val', and 'test' is the same as 'val'."""
+    config: corpus, num_scenes, complexity, simple_share, data_seed, vocab_size, max_length. The splits of a corpus of
+    your own are 'train' and 'val', and 'test' is the same as 'val'."""
     if config['corpus'] and not Path(config['corpus']).is_file():
         runtime.fail(f"--corpus={config['corpus']}: no such file")
     folder, device, say = _folder(config), run.device if run else 'cpu', run.say if run else print
@@ -879,8 +894,9 @@ def main():
         return write_sentences(out, num, complexity, seed)
     if not corpus:
         show(complexity, seed)
-    splits, tokenizer = load({'corpus': corpus, 'num_scenes': num, 'complexity': complexity, 'data_seed': seed,
-                              'vocab_size': vocab_size, 'max_length': 64 if complexity < 3 else 80})
+    splits, tokenizer = load({'corpus': corpus, 'num_scenes': num, 'complexity': complexity,
+                              'simple_share': simple_share, 'data_seed': seed, 'vocab_size': vocab_size,
+                              'max_length': 64 if complexity < 3 else 80})
     for split, part in splits.items():
         lengths = part.lengths[part.lengths > 0].float()
         print(f'{split:12s} {part.size:7d} scenes, {len(lengths):8d} sentences, '

@@ -23,6 +23,7 @@ seed = 0                  # weights, batches, dropout
 corpus = ''               # your own sentences (.txt or .jsonl); '' is the built-in grammar
 num_scenes = 50_000       # training scenes of the built-in grammar
 complexity = 1            # things and relations in a scene, see data.py
+simple_share = 0.5        # of the training scenes of complexity 2 and 3: fewer things, learnt first; 0 is the plan
 data_seed = 0             # which scenes: the same for every seed, so that seeds differ in training only
 max_length = 64           # tokens; longer sentences are an error
 # sizes: the plan's. Later phases inherit them from the checkpoint.
@@ -204,13 +205,15 @@ def build(arch):
 
 SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',
          'cross_hidden', 'dropout', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch')
-DATA = ('corpus', 'num_scenes', 'complexity', 'data_seed', 'vocab_size', 'max_length')
+DATA = ('corpus', 'num_scenes', 'complexity', 'simple_share', 'data_seed', 'vocab_size', 'max_length')
 
 
 def main():
     run = runtime.start('p1', config)
     if complexity not in (1, 2, 3):
         runtime.fail(f'--complexity={complexity}: expects 1, 2 or 3')
+    if not 0 <= simple_share <= 1:
+        runtime.fail(f'--simple_share={simple_share}: expects 0 to 1')
     splits, tokenizer = data.load(config, run)
     train = splits['train']
     if tokenizer.size > vocab_size:

@@ -236,7 +236,8 @@ def test_normalize(typed, plain, tokenizer):
 
 # ---- a small corpus -------------------------------------------------------------------------------------------------
 
-CONFIG = {'corpus': '', 'num_scenes': 200, 'complexity': 1, 'data_seed': 0, 'vocab_size': 1024, 'max_length': 64}
+CONFIG = {'corpus': '', 'num_scenes': 200, 'complexity': 1, 'simple_share': 0.5, 'data_seed': 0, 'vocab_size': 1024,
+          'max_length': 64}
 
 
 class Prepared:
@@ -313,6 +314,14 @@ def test_splits_share_no_scene(prepared):
     pack = {meaning(parse(sentence)) for sentence in EVAL_SENTENCES}
     assert len(EVAL_SENTENCES) == 16 and not pack & found['train']
     assert len(pack) == 15, '"a red cube is under a blue ball" is there to look like "a blue ball is on a red cube"'
+
+
+def test_simpler_scenes_are_mixed_into_training_only(both):
+    for split in data.SPLITS:
+        lines = both[3].lines[split]
+        things = [len(parse(lines[s, 0, 0]).things) for s in range(CONFIG['num_scenes'] if split == 'train' else 60)]
+        assert Counter(things) == ({2: 50, 3: 50, 4: 100} if split == 'train' else {4: 60})
+        assert split != 'train' or 20 < sum(n < 4 for n in things[:100]) < 80, 'the tokenizer reads the first lines'
 
 
 @pytest.mark.parametrize('complexity', [1, 2])
@@ -768,7 +777,7 @@ def test_vocabulary_beyond_16_bits_is_refused(here, capsys):
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 def program(folder, *words):
-    environment = os.environ | {'PYTHONHASHSEED': '7', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    environment = os.environ | {'PYTHONHASHSEED': '7', 'CUDA_VISIBLE_DEVICES': ''}
     return subprocess.run([sys.executable, ROOT / 'data.py', *words], cwd=folder, env=environment, capture_output=True,
                           text=True, timeout=600)
 

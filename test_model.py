@@ -17,20 +17,6 @@ HEADS = {'a query a pixel': {}, 'strokes': {'query_grid': 4}, 'slots': {'slots':
 MEMORIES = ('both', 'canvas', 'z', 'none')
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """On tensors this small, threads mostly wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def encoder(**changes):
     sizes = dict(channels=C, size=SIZE, query_grid=SIZE, dim=32, layers=2, heads=4, hidden=48, cross_hidden=48,
                  dropout=0.0, max_length=16)

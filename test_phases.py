@@ -80,23 +80,9 @@ if dist.is_initialized():                          # once, not once a phase
 '''
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """On tensors this small, threads mostly wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def process(*words, cwd, **environment):
     """Run a Python program that can import this repository -> the finished process."""
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **environment}
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), **environment}
     return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=environment, text=True, capture_output=True,
                           timeout=900)
 

@@ -18,20 +18,6 @@ from priors import (
 WEIGHTS = dict(zip(PRIORS[:6], (0.5, 0.1, 0.1, 0.05, 0.05, 0.05)))      # the plan's
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """On tensors this small, threads mostly wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def radius(size):
     """Radial frequency of each bin of rfft2, (size, size//2+1), in cycles per canvas."""
     return torch.hypot(torch.fft.fftfreq(size, 1 / size)[:, None], torch.fft.rfftfreq(size, 1 / size))

@@ -152,7 +152,7 @@ if __name__ == '__main__':
 
 def python(*words, cwd, **options):
     """Start a Python program that can import this repository."""
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     return subprocess.Popen([sys.executable, *words], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, **options)
 
