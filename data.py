@@ -620,12 +620,15 @@ class Corpus:
         self.lengths = torch.from_numpy(arrays['lengths'])
         self.count = torch.from_numpy(arrays['count'])
         self.meanings = torch.from_numpy(arrays['meanings']).to(device)
-        self.canonical = int(arrays['canonical'])
+        self.canonical, things = int(arrays['canonical']), torch.from_numpy(arrays['things'])
+        self.simplest = torch.nonzero(things == things.min())[:, 0]           # scenes of the fewest things
         self.size, self.width, self.device = len(self.count), self.tokens.shape[-1], device
 
-    def draw(self, n, seed, step):
-        """n random scenes -> (scenes (n,), generator for whatever else the step draws)."""
+    def draw(self, n, seed, step, simplest=False):
+        """n random scenes, or n of the simplest -> (scenes (n,), generator for whatever else the step draws)."""
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        if simplest:
+            return self.simplest[torch.randint(len(self.simplest), (n,), generator=generator)], generator
         return torch.randint(self.size, (n,), generator=generator), generator
 
     def renderings(self, scenes, variants, generator, form='any'):
@@ -717,7 +720,8 @@ def prepare(folder, config, say=print):
             scenes[split] = scenes_of(split, sizes[split], config['complexity'], config['data_seed'], known)
             if split == 'train' and config['complexity'] > 1:
                 scenes[split] = mix_in_simpler(scenes[split], config)
-            parts[split] = *render_split(split, scenes[split], config['data_seed']), CANONICAL_RENDERINGS
+            parts[split] = (*render_split(split, scenes[split], config['data_seed']),
+                            np.array([len(scene.things) for scene in scenes[split]], np.uint8), CANONICAL_RENDERINGS)
         seen = set(parts['train'][2][parts['train'][1] > 0].tolist())
         for split in SPLITS[1:]:
             shared = seen & set(parts[split][2][parts[split][1] > 0].tolist())
@@ -726,10 +730,10 @@ def prepare(folder, config, say=print):
     temporary = Path(f'{folder}.{os.getpid()}.tmp')
     temporary.mkdir(parents=True)
     try:
-        for split, (lines, count, meanings, canonical_count) in parts.items():
+        for split, (lines, count, meanings, things, canonical_count) in parts.items():
             tokens, lengths = _pack(lines, count, tokenizer, config['max_length'])
             np.savez(temporary / f'{split}.npz', tokens=tokens, lengths=lengths, count=count, meanings=meanings,
-                     canonical=canonical_count)
+                     things=things, canonical=canonical_count)
         (temporary / 'tokenizer.json').write_text(json.dumps(tokenizer.state()))
         write_eval_pack(temporary / 'eval_pack.jsonl', *parts['val'][:2])
         try:
@@ -755,7 +759,7 @@ def write_eval_pack(path, lines, count):
 
 
 def read_corpus(path, say=print):
-    """A corpus of your own -> {'train': (lines, count, meanings, 0), 'val': ...}; every tenth row is held out,
+    """A corpus of your own -> {'train': (lines, count, meanings, things, 0), 'val': ...}; every tenth row is held out,
     and a sentence that comes again goes where it went first.
 
     .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or
@@ -796,7 +800,7 @@ def read_corpus(path, say=print):
                 count[s, f] = len(group)
                 meanings[s, f] = zlib.crc32(group[0].encode()) if group else 0
                 lines += group + [''] * (per - len(group))
-        parts[split] = lines, count, meanings, 0
+        parts[split] = lines, count, meanings, np.zeros(len(mine), np.uint8), 0      # how many things is not known
     return parts
 
 

@@ -128,7 +128,8 @@ def barlow(z1, z2):
 def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out):
     """The indices of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K). Column 0 is the scene
     itself; a family that does not apply is filled with it and marked invalid."""
-    scenes, generator = corpus.draw(n, seed, step)
+    # Two things are told apart first; direction, once it is found there, carries over to three (LOG.md).
+    scenes, generator = corpus.draw(n, seed, step, simplest=stage < 3)
     # Until direction is learnt every scene brings its argument swap; after that all families have the same chance.
     extra, valid = corpus.negatives(scenes, negatives, generator, hardest=stage < 3, without=leave_out)
     variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)

@@ -322,6 +322,11 @@ def test_simpler_scenes_are_mixed_into_training_only(both):
         things = [len(parse(lines[s, 0, 0]).things) for s in range(CONFIG['num_scenes'] if split == 'train' else 60)]
         assert Counter(things) == ({2: 50, 3: 50, 4: 100} if split == 'train' else {4: 60})
         assert split != 'train' or 20 < sum(n < 4 for n in things[:100]) < 80, 'the tokenizer reads the first lines'
+        corpus = both[3].corpora[split]
+        drawn, fewest = corpus.draw(300, 0, 0, simplest=True)[0].tolist(), min(things)
+        assert {things[s] for s in drawn} == {fewest} and len(set(drawn)) > 0.9 * min(50, things.count(fewest))
+    assert torch.equal(both[1].corpora['train'].draw(9, 3, 4)[0], both[1].corpora['train'].draw(9, 3, 4, True)[0]), (
+        'where all scenes are alike it is the same draw')
 
 
 @pytest.mark.parametrize('complexity', [1, 2])
@@ -663,7 +668,7 @@ def test_text_corpus_with_bad_lines(here):
     sentences = {split: lines[::len(data.VARIANTS)] for split, (lines, *_) in parts.items()}
     assert sentences['val'] == [GOOD[0], GOOD[10], GOOD[0], 'ein großer kater'], 'each tenth, and where it repeats'
     assert sentences['train'] == GOOD[1:10] + GOOD[11:] + GOOD[3:4]
-    lines, count, meanings, canonical_count = parts['val']
+    lines, count, meanings, _, canonical_count = parts['val']
     assert meanings[0, 0] == meanings[2, 0] != meanings[1, 0] and canonical_count == 0
     assert (count == [[1, 0, 0, 0, 0, 0, 0]] * 4).all()
 
@@ -683,7 +688,7 @@ def test_jsonl_corpus_with_bad_lines(here):
         parts = data.read_corpus(name, said.append)
         assert bad_numbers(said[:10], name) == [23 + n for n in range(len(lines[:10]))]
         assert said[10:] == ([] if len(lines) <= 10 else ['... and 1 more bad lines'])
-        assert sum(len(count) for _, count, _, _ in parts.values()) == 2 * 21
+        assert sum(len(count) for _, count, *_ in parts.values()) == 2 * 21
 
 
 def test_jsonl_pairs_keep_their_places(here):
@@ -694,7 +699,7 @@ def test_jsonl_pairs_keep_their_places(here):
         {'original': 'a cat sleeps', 'paraphrases': None, 'counterfactuals': ['a cat eats', 'a dog barks']}]
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     parts = data.read_corpus('c.jsonl', pytest.fail)
-    lines, count, meanings, _ = parts['val']                           # rows 0, 10, 20
+    lines, count, meanings, *_ = parts['val']                          # rows 0, 10, 20
     per = len(lines) // count.size
     assert per == 3 and count[2].tolist() == [3, 1, 0, 0, 2, 1, 0]
 
