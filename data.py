@@ -613,7 +613,8 @@ class Corpus:
     a variant has `count` renderings, the first `canonical` of them in canonical form. Drawing is a pure function of
     (seed, step): every rank draws the whole batch's indices and takes its own rows.
 
-    tokens (S, F, R, T) int16 on the device; count (S, F) on the host; meanings (S, F) int64 on the device."""
+    tokens (S, F, R, T) int16 on the device; count (S, F) on the host; meanings (S, F) int64 on the device; simplest and
+    harder: indices of the scenes of the fewest things, and of the others."""
 
     def __init__(self, arrays, device):
         self.tokens = torch.from_numpy(arrays['tokens'].astype(np.int16)).to(device)
@@ -621,15 +622,15 @@ class Corpus:
         self.count = torch.from_numpy(arrays['count'])
         self.meanings = torch.from_numpy(arrays['meanings']).to(device)
         self.canonical, things = int(arrays['canonical']), torch.from_numpy(arrays['things'])
-        self.simplest = torch.nonzero(things == things.min())[:, 0]           # scenes of the fewest things
+        self.simplest, self.harder = (torch.nonzero(of)[:, 0] for of in (things == things.min(), things > things.min()))
         self.size, self.width, self.device = len(self.count), self.tokens.shape[-1], device
 
-    def draw(self, n, seed, step, simplest=False):
-        """n random scenes, or n of the simplest -> (scenes (n,), generator for whatever else the step draws)."""
+    def draw(self, n, seed, step, among=None):
+        """n random scenes, of all or of the indices `among` -> (scenes (n,), generator for whatever else the step
+        draws)."""
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        if simplest:
-            return self.simplest[torch.randint(len(self.simplest), (n,), generator=generator)], generator
-        return torch.randint(self.size, (n,), generator=generator), generator
+        scenes = torch.randint(self.size if among is None else len(among), (n,), generator=generator)
+        return scenes if among is None else among[scenes], generator
 
     def renderings(self, scenes, variants, generator, form='any'):
         """Two different renderings (r1, r2) of each variant, as far as it has two. form: 'any', 'free', 'canonical'

@@ -33,6 +33,8 @@ temperature = 0.07
 negatives = 2             # counterfactuals of each scene in the batch; 0: other batch items only
 anchors = True            # counterfactuals have paraphrases of their own; false: they are negatives only (the plan)
 mask_false_negatives = True   # rows that mean the same are never negatives of each other
+mine_every = 500          # steps between searches for the scenes that z confuses, which then fill most of the batch
+                          # (from stage 3 on); 0 is the plan
 leave_out = 'count'       # a counterfactual family that training never sees, to ask if the others teach it; '' for none
 staged = True             # canonical first (see above); false is the plan
 stage_gates = '0.95,0.70' # share of swaps beaten in the batch at which stages 1 and 2 end
@@ -125,11 +127,28 @@ def barlow(z1, z2):
             + 5e-3 * (correlation.square().sum() - diagonal.square().sum())) / len(diagonal)
 
 
-def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out):
+@torch.no_grad()
+def confused_pairs(encode_z, corpus, run, share=0.05, pool=50_000, rows=1024):
+    """The scenes that the embedding itself takes for each other (Xiong et al. 2021, ANCE): each of the first `pool`
+    scenes with the scene of another meaning that is nearest in z, for the `share` of scenes whose nearest is nearest of
+    all. encode_z: (N, T) -> (N, E) unit vectors. -> (P, 2) int64 on the host, the same on every rank."""
+    z = encode_z(corpus.fixed(pool))                                                  # (S, E)
+    meanings = corpus.meanings[:len(z), 0]
+    found = [(z[part] @ z.T).masked_fill(meanings[part, None] == meanings, -2.0).max(1)
+             for part in torch.arange(len(z), device=z.device).split(rows)]
+    similarity, nearest = (torch.cat(column) for column in zip(*found))               # (S,), (S,)
+    hardest = similarity.topk(max(1, int(share * len(z))))[1]
+    return runtime.from_master(torch.stack((hardest, nearest[hardest]), dim=1), run).cpu()
+
+
+def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out, pairs=None, among=None):
     """The indices of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K). Column 0 is the scene
-    itself; a family that does not apply is filled with it and marked invalid."""
-    # Two things are told apart first; direction, once it is found there, carries over to three (LOG.md).
-    scenes, generator = corpus.draw(n, seed, step, simplest=stage < 3)
+    itself; a family that does not apply is filled with it and marked invalid. pairs: what confused_pairs() found, to
+    fill three quarters of the batch. among: the scenes to draw from, if not all."""
+    scenes, generator = corpus.draw(n, seed, step, among)
+    if pairs is not None:
+        some = pairs[torch.randint(len(pairs), (3 * n // 8,), generator=generator)]   # (3n/8, 2)
+        scenes[:some.numel()] = some.T.flatten()
     # Until direction is learnt every scene brings its argument swap; after that all families have the same chance.
     extra, valid = corpus.negatives(scenes, negatives, generator, hardest=stage < 3, without=leave_out)
     variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)
@@ -280,6 +299,9 @@ def main():
     state = runtime.resume(run, nets, optimizer, ema)
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged and train.canonical else 3)
+    # Stages 1 and 2 are gone through with the scenes of fewest things, and once more with the others if there are any.
+    harder = extra.get('harder', False)
+    pairs = extra.get('pairs')
     beaten_mean = torch.tensor(extra.get('beaten', 0.5), device=run.device)
     runtime.compile_nets(nets, run)
     parameters = [p for net in nets.values() for p in net.parameters()]
@@ -306,10 +328,14 @@ def main():
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | scatter
                                 | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
                 plot.trends(run.dir)
+        if mine_every and step % mine_every == 0 and stage == 3 and not last:
+            for net in nets.values():
+                net.eval()
+            pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
-                         {'evaluations': evaluations, 'stage': stage, 'beaten': beaten_mean.item(),
-                          'tokenizer': tokenizer.state()})
+                         {'evaluations': evaluations, 'stage': stage, 'harder': harder, 'pairs': pairs,
+                          'beaten': beaten_mean.item(), 'tokenizer': tokenizer.state()})
         if last:
             break
 
@@ -318,7 +344,9 @@ def main():
             group['lr'] = lr * group['scale']
         for net in nets.values():
             net.train()
-        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, stage, negatives, leave_out)
+        among = None if stage == 3 else train.harder if harder else train.simplest
+        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, stage, negatives, leave_out,
+                                                         pairs, among)
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
                        views[mine])
@@ -369,8 +397,10 @@ def main():
                            'lr': lr} | terms, prefix='train')
             # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
             if stage < 3 and beaten_mean.item() > gates[stage - 1]:
-                stage, beaten_mean = stage + 1, torch.full_like(beaten_mean, 0.5)
-                run.say(f'step {step}: stage {stage} begins')
+                again = stage == 2 and not harder and len(train.harder) > 0
+                stage, harder = 1 if again else stage + 1, harder or again
+                beaten_mean = torch.full_like(beaten_mean, 0.5)
+                run.say(f"step {step}: stage {stage} begins{' with scenes of more things' if again else ''}")
 
     with ema.weights():
         sets = held_out_sets(lambda x: embed(encoder, readout, x, run), splits)

@@ -15,7 +15,7 @@ import plot
 import priors
 import runtime
 from p1_canvas import GATED, canvas_gate, encode, noisy, reconstruction, weights
-from p2_contrast import (build, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
+from p2_contrast import (build, confused_pairs, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
                          semantic_metrics, spread)
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
@@ -34,6 +34,7 @@ temperature = 0.07
 negatives = 2
 anchors = True
 mask_false_negatives = True
+mine_pairs = True         # the scenes that z confuses at the start fill most of the batch; false is the plan
 leave_out = 'count'
 lambda_spectrum = 0.5
 lambda_tv = 0.1
@@ -146,6 +147,7 @@ def main():
     cell = arch['size'] // arch['query_grid']
     before = {'r1': previous['metrics']['r1'],
               **robustness(encoder, readout, splits['test'].fixed(512), run, max_shift, blur_sigma, cutout)}
+    pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run) if mine_pairs else None
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
@@ -190,7 +192,7 @@ def main():
             group['lr'] = lr * group['scale']
         for net in nets.values():
             net.train()
-        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out)
+        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out, pairs)
         u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step + SALT))
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),

@@ -22,7 +22,7 @@ import priors
 import runtime
 from model import BOS, PARA
 from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
-from p2_contrast import (contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_gate,
+from p2_contrast import (confused_pairs, contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_gate,
                          semantic_metrics, spread)
 from p3_jitter import SALT, jitter, robustness
 from p4_decoder import graph_metrics
@@ -51,6 +51,7 @@ temperature = 0.07
 negatives = 2
 anchors = True
 mask_false_negatives = True
+mine_pairs = True         # the scenes that z confuses at the start fill most of the batch; false is the plan
 leave_out = 'count'
 lambda_spectrum = 0.5
 lambda_tv = 0.1
@@ -201,11 +202,12 @@ def start_token(knobs):
     return PARA if knobs['paraphrase_share'] else BOS
 
 
-def batch(corpus, seed, step, length, knobs):
+def batch(corpus, seed, step, length, knobs, pairs=None):
     """The global batch of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K), and the uniform
     numbers of the jitter (n, K, views, 7) and of the free run (n, trips, k, length)."""
     n = knobs['batch_size']
-    scenes, variants, views, valid = contrast_batch(corpus, n, seed, step, 3, knobs['negatives'], knobs['leave_out'])
+    scenes, variants, views, valid = contrast_batch(corpus, n, seed, step, 3, knobs['negatives'], knobs['leave_out'],
+                                                    pairs)
     generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
     u = torch.rand(*views.shape, 7, generator=generator)
     trips = min(max(1, knobs['generated'] // n), views.shape[1])                      # sentences a scene that go round
@@ -275,6 +277,8 @@ def main():
     encoder, readout, decoder = nets.values()
     for name, net in nets.items():
         net.load_state_dict(previous['ema'][name])
+        net.eval()
+    pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run) if mine_pairs else None
     cell = arch['size'] // arch['query_grid']
     optimizer = runtime.adamw(nets, learning_rate, weight_decay,
                               scale={'encoder': encoder_scale, 'readout': encoder_scale})
@@ -316,7 +320,7 @@ def main():
             group['lr'] = lr * group['scale']
         for net in nets.values():
             net.train()
-        scenes, variants, views, valid, u, u_trip = batch(train, seed, step, length, config)
+        scenes, variants, views, valid, u, u_trip = batch(train, seed, step, length, config, pairs)
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
                        views[mine])

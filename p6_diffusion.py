@@ -24,7 +24,7 @@ import priors
 import runtime
 from model import UNet
 from p1_canvas import GATED, canvas_metrics, encode, random_sentences
-from p2_contrast import contrast, embed, held_out_sets, print_sets
+from p2_contrast import confused_pairs, contrast, embed, held_out_sets, print_sets
 from p3_jitter import SALT
 from p4_decoder import free_run
 
@@ -258,6 +258,8 @@ def main():
     spoken = {'encoder': encoder, 'readout': readout, 'decoder': decoder}      # the nets of P5
     for name, net in spoken.items():
         net.load_state_dict(previous['ema'][name])
+        net.eval()
+    pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run) if knobs['mine_pairs'] else None
     run.say(f'U-Net {runtime.count_parameters(unet) / 1e6:.1f}M parameters')
     cell = arch['size'] // arch['query_grid']
     optimizer = runtime.adamw(nets, learning_rate, weight_decay,
@@ -338,7 +340,7 @@ def main():
             terms['diffusion'].backward()
 
         if together:                                                   # all other nets, under the U-Net
-            scenes, variants, views, valid, u, u_trip = p5_roundtrip.batch(train, seed, step, length, knobs)
+            scenes, variants, views, valid, u, u_trip = p5_roundtrip.batch(train, seed, step, length, knobs, pairs)
             each, parts = views[0].numel(), run.world * grad_accum     # canvases of a scene
             mine = runtime.local_slice(run, batch_size)
             x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),

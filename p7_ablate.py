@@ -104,6 +104,7 @@ ABLATIONS = {
     'common (ours)': ablation('--lambda_common=0', PRIOR),
     'lattice (ours)': ablation('--lambda_lattice=0', PRIOR),
     'stages (ours)': {'p2': '--staged=false'},
+    'mined pairs (ours)': {'p2': '--mine_every=0'} | ablation('--mine_pairs=false', 'p3 p5'),
     'anchors (ours)': ablation('--anchors=false', CONTRAST),
     'paraphrase training (ours)': ablation('--paraphrase_share=0', 'p4 p5')}
 

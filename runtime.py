@@ -442,6 +442,13 @@ def mean_over_ranks(flat, run):
         flat /= run.world
 
 
+def from_master(x, run):
+    """A tensor as rank 0 has it, on every rank, in place."""
+    if run.world > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, run):

@@ -323,10 +323,13 @@ def test_simpler_scenes_are_mixed_into_training_only(both):
         assert Counter(things) == ({2: 50, 3: 50, 4: 100} if split == 'train' else {4: 60})
         assert split != 'train' or 20 < sum(n < 4 for n in things[:100]) < 80, 'the tokenizer reads the first lines'
         corpus = both[3].corpora[split]
-        drawn, fewest = corpus.draw(300, 0, 0, simplest=True)[0].tolist(), min(things)
-        assert {things[s] for s in drawn} == {fewest} and len(set(drawn)) > 0.9 * min(50, things.count(fewest))
-    assert torch.equal(both[1].corpora['train'].draw(9, 3, 4)[0], both[1].corpora['train'].draw(9, 3, 4, True)[0]), (
-        'where all scenes are alike it is the same draw')
+        fewest = [n == min(things) for n in things]
+        assert corpus.simplest.tolist() == [s for s, few in enumerate(fewest) if few]
+        assert corpus.harder.tolist() == [s for s, few in enumerate(fewest) if not few]
+        drawn = corpus.draw(300, 0, 0, corpus.simplest)[0].tolist()
+        assert set(drawn) <= set(corpus.simplest.tolist()) and len(set(drawn)) > 40
+    corpus = both[1].corpora['train']
+    assert torch.equal(corpus.draw(9, 3, 4)[0], corpus.draw(9, 3, 4, corpus.simplest)[0]), 'all scenes are alike here'
 
 
 @pytest.mark.parametrize('complexity', [1, 2])

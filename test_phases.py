@@ -416,11 +416,14 @@ OPTIONS = {
     'coordinates for a step only': ('p1', ['--coordinate_steps=1', '--prior_gate=0.0', '--query_grid=32', '--dim=16']),
     'slots': ('p1', ['--slots=3']),
     'P2 of the plan': ('p2', ['--staged=false', '--anchors=false', '--negatives=0', '--lambda_vicreg=0.1',
-                              '--lambda_barlow=0.1', '--pyramid=false', '--mask_false_negatives=false']),
+                              '--lambda_barlow=0.1', '--pyramid=false', '--mask_false_negatives=false',
+                              '--mine_every=0']),
+    'P2 that finds its own negatives': ('p2', ['--staged=false', '--mine_every=1']),
+    'P3 of the plan': ('p3', ['--lambda_rec=0.0', '--anchors=false', '--mine_pairs=false']),
     'no family left out': ('p2', ['--leave_out=', '--negatives=3', '--lambda_rec=0.0']),
     'P4 of the plan': ('p4', ['--paraphrase_share=0.0']),
     'P4 alone': ('p4', ['--controls=false', '--vocab_mask=false']),
-    'P5 of the plan': ('p5', ['--paraphrase_share=0.0', '--negatives=1', '--best_of_k=1']),
+    'P5 of the plan': ('p5', ['--paraphrase_share=0.0', '--negatives=1', '--best_of_k=1', '--mine_pairs=false']),
     'P6 noisy': ('p6', ['--eta=1.0', '--min_snr=0', '--refresh=2'])}
 
 
@@ -720,6 +723,29 @@ def test_contrast_batch(here):
     again = p2_contrast.contrast_batch(corpus, 16, 0, 5, 3, 2, 'count')
     assert torch.equal(again[2], renderings) and not torch.equal(
         p2_contrast.contrast_batch(corpus, 16, 0, 6, 3, 2, 'count')[0], scenes)
+
+
+def test_confused_pairs_fill_three_quarters_of_the_batch(here):
+    corpus, run = data.load(here.config)[0]['train'], SimpleNamespace(world=1)
+    size = corpus.size
+    angle = torch.arange(size) * (torch.pi / size)            # neighbours on a circle; 3 and 4 are nearest of all
+    angle[4] = angle[3] + 1e-3
+    z = torch.stack((angle.cos(), angle.sin()), dim=1)
+    pairs = p2_contrast.confused_pairs(lambda x: z[:len(x)], corpus, run, share=4 / size, rows=7)
+    assert pairs.shape == (4, 2) and {(3, 4), (4, 3)} <= set(map(tuple, pairs.tolist()))
+    assert all(0 < abs(a - b) <= 2 for a, b in pairs.tolist())
+    same = corpus.meanings[:, 0].clone()
+    try:
+        corpus.meanings[4, 0] = corpus.meanings[3, 0]         # now they mean the same: not confused at all
+        pairs = p2_contrast.confused_pairs(lambda x: z[:len(x)], corpus, run, share=1.0)
+        assert len(pairs) == size and not {(3, 4), (4, 3)} & set(map(tuple, pairs.tolist()))
+        assert (corpus.meanings[pairs[:, 0], 0] != corpus.meanings[pairs[:, 1], 0]).all()
+    finally:
+        corpus.meanings[:, 0] = same
+    scenes = p2_contrast.contrast_batch(corpus, 16, 0, 5, 3, 2, '', pairs)[0][:, 0]
+    partner = dict(pairs.tolist())
+    assert [partner[s] for s in scenes[:6].tolist()] == scenes[6:12].tolist()
+    assert torch.equal(scenes[12:], p2_contrast.contrast_batch(corpus, 16, 0, 5, 3, 2, '')[0][12:, 0])
 
 
 GOOD_MEANING = {'r1': 0.6, 'r5': 0.85, 'r1_hard': 0.85, 'gap': 0.25}
