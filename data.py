@@ -613,8 +613,8 @@ class Corpus:
     a variant has `count` renderings, the first `canonical` of them in canonical form. Drawing is a pure function of
     (seed, step): every rank draws the whole batch's indices and takes its own rows.
 
-    tokens (S, F, R, T) int16 on the device; count (S, F) on the host; meanings (S, F) int64 on the device; simplest and
-    harder: indices of the scenes of the fewest things, and of the others."""
+    tokens (S, F, R, T) int16 on the device; count (S, F) on the host; meanings (S, F) int64 on the device; fewest:
+    indices of the scenes of the fewest things."""
 
     def __init__(self, arrays, device):
         self.tokens = torch.from_numpy(arrays['tokens'].astype(np.int16)).to(device)
@@ -622,7 +622,7 @@ class Corpus:
         self.count = torch.from_numpy(arrays['count'])
         self.meanings = torch.from_numpy(arrays['meanings']).to(device)
         self.canonical, things = int(arrays['canonical']), torch.from_numpy(arrays['things'])
-        self.simplest, self.harder = (torch.nonzero(of)[:, 0] for of in (things == things.min(), things > things.min()))
+        self.fewest = torch.nonzero(things == things.min())[:, 0]
         self.size, self.width, self.device = len(self.count), self.tokens.shape[-1], device
 
     def draw(self, n, seed, step, among=None):

@@ -37,7 +37,9 @@ mine_every = 500          # steps between searches for the scenes that z confuse
                           # (from stage 3 on); 0 is the plan
 leave_out = 'count'       # a counterfactual family that training never sees, to ask if the others teach it; '' for none
 staged = True             # canonical first (see above); false is the plan
-stage_gates = '0.95,0.70' # share of swaps beaten in the batch at which stages 1 and 2 end
+stage1_ends = 0.95        # share of swaps beaten in the batch at which stage 1 ends,
+stage2_ends = 0.70        # stage 2 ends,
+more_come_in = 0.95       # and, in stage 3, scenes of more than the fewest things come in (complexity 2 and 3)
 lambda_vicreg = 0.0       # variance + covariance of z (VICReg), against collapse
 lambda_barlow = 0.0       # cross-correlation of the two views towards the identity (Barlow Twins)
 # what goes on from P1
@@ -299,15 +301,13 @@ def main():
     state = runtime.resume(run, nets, optimizer, ema)
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged and train.canonical else 3)
-    # Stages 1 and 2 are gone through with the scenes of fewest things, and once more with the others if there are any.
-    harder = extra.get('harder', False)
+    few = extra.get('few', stage == 1 and len(train.fewest) < train.size)      # only scenes of the fewest things so far
     pairs = extra.get('pairs')
     beaten_mean = torch.tensor(extra.get('beaten', 0.5), device=run.device)
     runtime.compile_nets(nets, run)
     parameters = [p for net in nets.values() for p in net.parameters()]
     montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     stride = max(1, batch_size // prior_samples)      # the priors see the same scenes however the batch is split
-    gates = [float(text) for text in stage_gates.split(',')]
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
@@ -328,13 +328,13 @@ def main():
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | scatter
                                 | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
                 plot.trends(run.dir)
-        if mine_every and step % mine_every == 0 and stage == 3 and not last:
+        if mine_every and stage == 3 and not few and step and step % mine_every == 0 and not last:
             for net in nets.values():
                 net.eval()
             pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
-                         {'evaluations': evaluations, 'stage': stage, 'harder': harder, 'pairs': pairs,
+                         {'evaluations': evaluations, 'stage': stage, 'few': few, 'pairs': pairs,
                           'beaten': beaten_mean.item(), 'tokenizer': tokenizer.state()})
         if last:
             break
@@ -344,9 +344,8 @@ def main():
             group['lr'] = lr * group['scale']
         for net in nets.values():
             net.train()
-        among = None if stage == 3 else train.harder if harder else train.simplest
         scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, stage, negatives, leave_out,
-                                                         pairs, among)
+                                                         pairs, train.fewest if few else None)
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
                        views[mine])
@@ -396,11 +395,10 @@ def main():
             run.log(step, {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm,
                            'lr': lr} | terms, prefix='train')
             # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
-            if stage < 3 and beaten_mean.item() > gates[stage - 1]:
-                again = stage == 2 and not harder and len(train.harder) > 0
-                stage, harder = 1 if again else stage + 1, harder or again
-                beaten_mean = torch.full_like(beaten_mean, 0.5)
-                run.say(f"step {step}: stage {stage} begins{' with scenes of more things' if again else ''}")
+            if (stage < 3 or few) and beaten_mean.item() > (stage1_ends, stage2_ends, more_come_in)[stage - 1]:
+                news = f'stage {stage + 1} begins' if stage < 3 else 'scenes of more things come in'
+                run.say(f'step {step}: {news}')
+                stage, few, beaten_mean = min(stage + 1, 3), few and stage < 3, torch.full_like(beaten_mean, 0.5)
 
     with ema.weights():
         sets = held_out_sets(lambda x: embed(encoder, readout, x, run), splits)

@@ -324,12 +324,11 @@ def test_simpler_scenes_are_mixed_into_training_only(both):
         assert split != 'train' or 20 < sum(n < 4 for n in things[:100]) < 80, 'the tokenizer reads the first lines'
         corpus = both[3].corpora[split]
         fewest = [n == min(things) for n in things]
-        assert corpus.simplest.tolist() == [s for s, few in enumerate(fewest) if few]
-        assert corpus.harder.tolist() == [s for s, few in enumerate(fewest) if not few]
-        drawn = corpus.draw(300, 0, 0, corpus.simplest)[0].tolist()
-        assert set(drawn) <= set(corpus.simplest.tolist()) and len(set(drawn)) > 40
+        assert corpus.fewest.tolist() == [s for s, few in enumerate(fewest) if few]
+        drawn = corpus.draw(300, 0, 0, corpus.fewest)[0].tolist()
+        assert set(drawn) <= set(corpus.fewest.tolist()) and len(set(drawn)) > 40
     corpus = both[1].corpora['train']
-    assert torch.equal(corpus.draw(9, 3, 4)[0], corpus.draw(9, 3, 4, corpus.simplest)[0]), 'all scenes are alike here'
+    assert torch.equal(corpus.draw(9, 3, 4)[0], corpus.draw(9, 3, 4, corpus.fewest)[0]), 'all scenes are alike here'
 
 
 @pytest.mark.parametrize('complexity', [1, 2])
