@@ -376,6 +376,30 @@ class TextDecoder(nn.Module):
         return torch.stack(out, dim=1)
 
 
+# ---- from the sizes in a checkpoint (`arch`) -------------------------------------------------------------------------
+
+def build_encoder(arch):
+    return TextEncoder(arch['vocab_size'], arch['channels'], arch['size'], arch['query_grid'], arch['dim'],
+                       arch['layers'], arch['heads'], arch['hidden'], arch['cross_layers'], arch['cross_hidden'],
+                       arch['dropout'], arch['smoothing'], arch['slots'], arch['max_length'])
+
+
+def build_readout(arch):
+    return Readout(arch['channels'], arch['z_dim'], arch['readout_hidden'], arch['pyramid'])
+
+
+def build_decoder(arch, memory='both'):
+    return TextDecoder(arch['vocab_size'], arch['channels'], arch['size'], arch['patch'], arch['z_dim'],
+                       arch['dec_dim'], arch['dec_layers'], arch['dec_heads'], arch['dec_hidden'],
+                       arch['dec_dropout'], memory, arch['max_length'])
+
+
+def build_unet(arch):
+    return UNet(arch['channels'], arch['unet_dim'])
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
 def shift(x, start=BOS):
     """Targets (B, T) -> decoder inputs: the start token, then all but the last."""
     return torch.cat((torch.full_like(x[:, :1], start), x[:, :-1]), dim=1)

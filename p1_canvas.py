@@ -14,7 +14,7 @@ import data
 import plot
 import priors
 import runtime
-from model import BOS, TextDecoder, TextEncoder, cross_entropy
+from model import BOS, TextDecoder, build_encoder, cross_entropy
 
 out_dir = 'out/p1'        # run folder: checkpoint, metrics, gate, plots
 resume = False            # go on from out_dir/ckpt.pt
@@ -194,13 +194,10 @@ def canvas_gate(history):
 
 def build(arch):
     """The encoder and the throwaway decoder from the sizes in a checkpoint."""
-    encoder = TextEncoder(arch['vocab_size'], arch['channels'], arch['size'], arch['query_grid'], arch['dim'],
-                          arch['layers'], arch['heads'], arch['hidden'], arch['cross_layers'], arch['cross_hidden'],
-                          arch['dropout'], arch['smoothing'], arch['slots'], arch['max_length'])
     decoder = TextDecoder(arch['vocab_size'], arch['channels'], arch['size'], arch['patch'], dim=arch['rec_dim'],
                           layers=arch['rec_layers'], hidden=2 * arch['rec_dim'], dropout=arch['dropout'],
                           memory='canvas', max_length=arch['max_length'])
-    return {'encoder': encoder, 'decoder': decoder}
+    return {'encoder': build_encoder(arch), 'decoder': decoder}
 
 
 SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',

@@ -17,7 +17,7 @@ import plot
 import priors
 import runtime
 import p1_canvas
-from model import Readout
+from model import build_readout
 from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, noisy, reconstruction, token_metrics, weights
 
 out_dir = 'out/p2'        # run folder: checkpoint, metrics, gate, plots
@@ -164,9 +164,7 @@ def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out, pairs=Non
 
 def build(arch):
     """The nets of P2 from the sizes in a checkpoint: P1's and the readout."""
-    nets = p1_canvas.build(arch)
-    nets['readout'] = Readout(arch['channels'], arch['z_dim'], arch['readout_hidden'], arch['pyramid'])
-    return nets
+    return p1_canvas.build(arch) | {'readout': build_readout(arch)}
 
 
 def spread(index, each, k):

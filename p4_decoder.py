@@ -14,10 +14,9 @@ import json
 import torch
 
 import data
-import p2_contrast
 import plot
 import runtime
-from model import PARA, TextDecoder, shift
+from model import PARA, build_decoder, build_encoder, build_readout, shift
 from p1_canvas import encode, random_sentences, reconstruction, token_metrics
 from p2_contrast import embed
 
@@ -56,14 +55,9 @@ CONTROLS = {'decoder': 'both', 'canvas only': 'canvas', 'z only': 'z', 'no canva
 
 def build(arch, controls=True):
     """P2's encoder and readout, the decoder and its controls, from the sizes in a checkpoint."""
-    nets = p2_contrast.build(arch)
-    del nets['decoder']                              # the throwaway decoder has done its work
-    for name, memory in CONTROLS.items():
-        if controls or name == 'decoder':
-            nets[name] = TextDecoder(arch['vocab_size'], arch['channels'], arch['size'], arch['patch'], arch['z_dim'],
-                                     arch['dec_dim'], arch['dec_layers'], arch['dec_heads'], arch['dec_hidden'],
-                                     arch['dec_dropout'], memory, arch['max_length'])
-    return nets
+    names = CONTROLS if controls else ('decoder',)
+    return {'encoder': build_encoder(arch), 'readout': build_readout(arch),
+            **{name: build_decoder(arch, CONTROLS[name]) for name in names}}
 
 
 def vocabulary(corpus, vocab_size):

@@ -22,7 +22,7 @@ import p5_roundtrip
 import plot
 import priors
 import runtime
-from model import UNet
+from model import build_unet
 from p1_canvas import GATED, canvas_metrics, encode, random_sentences
 from p2_contrast import confused_pairs, contrast, embed, held_out_sets, print_sets
 from p3_jitter import SALT
@@ -166,7 +166,7 @@ def reading(nets, V, tokenizer, run, length, checked):
 
 def build(arch):
     """The nets of P5 and the U-Net from the sizes in a checkpoint."""
-    return p4_decoder.build(arch, controls=False) | {'unet': UNet(arch['channels'], arch['unet_dim'])}
+    return p4_decoder.build(arch, controls=False) | {'unet': build_unet(arch)}
 
 
 def evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, knobs):
