@@ -13,6 +13,7 @@ Writes: out/p6/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots
 """
 import json
 import math
+from functools import partial
 
 import torch
 
@@ -90,31 +91,38 @@ def denoise(V_t, predicted, t):
     return (V_t - (1 - a).sqrt() * predicted) / a.sqrt()
 
 
-def diffusion_loss(unet, V, t, noise, min_snr=0.0):
+def noise_in(unet, V_t, t):
+    """The noise in V_t as the net sees it: its output corrects sqrt(1 - a) V_t, the best linear guess for white
+    canvases (the preconditioning of Karras et al. 2022). Near t = 1 that is nearly all, and nothing has to be learnt."""
+    a = signal_share(t)[:, None, None, None]
+    return (1 - a).sqrt() * V_t + a.sqrt() * unet(V_t, t)
+
+
+def diffusion_loss(predict, V, t, noise, min_snr=0.0):
     """Squared error of the predicted noise, mean over pixels, min(SNR, gamma) / SNR weighted over
     canvases; 1 is no skill."""
-    error = (unet(add_noise(V, t, noise), t) - noise).square().mean((1, 2, 3))
+    error = (predict(add_noise(V, t, noise), t) - noise).square().mean((1, 2, 3))
     a = signal_share(t)
     snr = a / (1 - a)
     return (error * (min_snr / snr).clamp(max=1.0)).mean() if min_snr else error.mean()
 
 
-def prior_loss(unet, V, t, noise):
-    """|V - DDIM_step(V_t)|^2 a pixel; nothing flows through the U-Net, so its gradient in V is that of score
+def prior_loss(predict, V, t, noise):
+    """|V - DDIM_step(V_t)|^2 a pixel; nothing flows through `predict`, so its gradient in V is that of score
     distillation (Poole et al. 2022): the canvas moves to where the U-Net thinks it came from. V normalised."""
     with torch.no_grad():
         V_t = add_noise(V, t, noise)
-        target = denoise(V_t, unet(V_t, t), t)
+        target = denoise(V_t, predict(V_t, t), t)
     return (V - target).square().mean()
 
 
-def ddim(unet, noise, steps, eta, generator, run):
+def ddim(predict, noise, steps, eta, generator, run):
     """Canvases drawn from noise (B, C, H, W) by DDIM (Song et al. 2021, eq. 12 and 16), normalised as in training."""
     V, times = noise, torch.linspace(0.999, 0, steps + 1, device=noise.device)
     for now, then in zip(times[:-1], times[1:]):
         t = now.expand(len(V))
         with torch.no_grad(), run.autocast():
-            predicted = unet(V, t)
+            predicted = predict(V, t)
         clean = denoise(V, predicted, t).clamp(-8, 8)              # at t near 1 the division blows errors up
         a_now, a_then = signal_share(now), signal_share(then)
         sigma = eta * ((1 - a_then) / (1 - a_now) * (1 - a_now / a_then)).clamp(min=0).sqrt()
@@ -136,7 +144,7 @@ QUARTERS = ('t 0-25%', 't 25-50%', 't 50-75%', 't 75-100%')
 
 
 @torch.no_grad()
-def diffusion_metrics(unet, V, run, per=256):
+def diffusion_metrics(predict, V, run, per=256):
     """Held-out diffusion loss by quarter of t, and that of a Wiener filter: the best that is done with nothing but the
     mean power of each channel and frequency, which is all that a Gaussian field has. V normalised (N, C, H, W)."""
     generator, metrics = torch.Generator(V.device).manual_seed(0), {}
@@ -146,7 +154,7 @@ def diffusion_metrics(unet, V, run, per=256):
         t = (k + torch.rand(per, generator=generator, device=V.device)) / 4
         noise = torch.randn(per, *V.shape[1:], generator=generator, device=V.device)
         with run.autocast():
-            metrics[f'diffusion_{quarter}'] = diffusion_loss(unet, V[rows], t, noise).item()
+            metrics[f'diffusion_{quarter}'] = diffusion_loss(predict, V[rows], t, noise).item()
         a = signal_share(t)[:, None, None, None]
         metrics[f'wiener_{quarter}'] = (a * power / (a * power + 1 - a)).mean().item()
     return metrics
@@ -174,8 +182,9 @@ def evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, knobs):
     painted ones and beside Gaussian fields -> (metrics, {kind: sentences}, drawn canvases)."""
     n, generator = knobs['drawn'], torch.Generator(run.device).manual_seed(knobs['seed'])
     noise = torch.randn(n, *V.shape[1:], generator=generator, device=run.device)
-    sampled = ddim(nets['unet'], noise, knobs['sample_steps'], knobs['eta'], generator, run) * std + mean
-    metrics, texts = diffusion_metrics(nets['unet'], (V - mean) / std, run), {}
+    predict = partial(noise_in, nets['unet'])
+    sampled = ddim(predict, noise, knobs['sample_steps'], knobs['eta'], generator, run) * std + mean
+    metrics, texts = diffusion_metrics(predict, (V - mean) / std, run), {}
     for kind, canvases in {'drawn': sampled, 'painted': V[:n], 'phases': scramble(V[:n], generator)}.items():
         read, texts[kind] = reading(nets, canvases, tokenizer, run, length, checked)
         metrics |= {f'{kind}_{name}': value for name, value in (canvas_metrics(canvases, cell) | read).items()}
@@ -255,6 +264,7 @@ def main():
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = {name: net.to(run.device) for name, net in build(arch).items()}
     encoder, readout, decoder, unet = nets.values()
+    predict = partial(noise_in, unet)
     spoken = {'encoder': encoder, 'readout': readout, 'decoder': decoder}      # the nets of P5
     for name, net in spoken.items():
         net.load_state_dict(previous['ema'][name])
@@ -336,7 +346,7 @@ def main():
             noise = torch.randn(unet_batch, *buffer.shape[1:], generator=generator, device=run.device)
             mine = runtime.local_slice(run, unet_batch)
             with run.autocast():
-                terms['diffusion'] = diffusion_loss(unet, buffer[picked[mine]], t[mine], noise[mine], min_snr)
+                terms['diffusion'] = diffusion_loss(predict, buffer[picked[mine]], t[mine], noise[mine], min_snr)
             terms['diffusion'].backward()
 
         if together:                                                   # all other nets, under the U-Net
@@ -359,7 +369,7 @@ def main():
                 V = (V.unflatten(0, (-1, each))[:, 0] - mean) / std            # (n, C, H, W): the first of each scene
                 some = slice(None, None, max(1, batch_size // prior_rows))     # the same however the batch is split
                 with run.autocast():
-                    found['prior'] = (prior_loss(unet, V[some], t[some], noise[some]) if lambda_prior
+                    found['prior'] = (prior_loss(predict, V[some], t[some], noise[some]) if lambda_prior
                                       else V.new_zeros(()))
                 terms.update(found)
                 fresh.append(V[::max(1, batch_size // refresh)].detach())

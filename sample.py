@@ -11,6 +11,7 @@ Reads:  out/p5/ckpt.pt, or P6's      Writes: out/sample/*.png, or the file named
 """
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,10 +177,10 @@ def compare(model, first, second):
 def draw_canvases(model, n, generator):
     """n canvases from the diffusion prior, what is read in them, and their montage."""
     import plot
-    from p6_diffusion import ddim, reading
+    from p6_diffusion import ddim, noise_in, reading
     shape = (n, model.arch['channels'], model.arch['size'], model.arch['size'])
     noise = torch.randn(shape, generator=generator).to(model.device)
-    V = ddim(model.nets['unet'], noise, 50, 0.0, None, model.run)
+    V = ddim(partial(noise_in, model.nets['unet']), noise, 50, 0.0, None, model.run)
     V = V * model.std.to(model.device) + model.mean.to(model.device)
     read, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, True)
     for sentence in sentences:
