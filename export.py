@@ -132,11 +132,14 @@ def pack_sentences(arch, scenes):
 
 
 def facts(sentence):
-    """What the map colours a sentence by: (relation, colour and shape of the first thing); '' outside the grammar."""
+    """What the map colours a sentence by: (relation, colour and shape of the thing that has it), the same for all
+    paraphrases; '' outside the grammar."""
     scene = data.parse(sentence)
     if scene is None or not scene.relations:
         return '', '', ''
-    name, first, _ = scene.relations[0]
+    name, first, second = scene.relations[0]
+    if name not in data.CANONICAL:
+        name, first = data.INVERSE[name], second
     return name, scene.things[first].colour, scene.things[first].shape
 
 
@@ -185,7 +188,7 @@ def main():
              'z_dim': arch['z_dim'], 'max_length': arch['max_length'],
              'middle': middle.tolist(), 'spread': np.quantile(spread[:, ::7], 0.995, axis=1).clip(1e-6).tolist(),
              'tokenizer': {'pattern': data.PATTERN, 'specials': data.SPECIALS, 'ranks': model.tokenizer.state()},
-             'examples': list(data.EVAL_SENTENCES), 'map': points}
+             'map': points}
     write(Path(out), {**{f'{name}.onnx': content for name, (content, _) in files.items()},
                       'map.bin': z.astype('<f4').tobytes(), 'model.json': json.dumps(about).encode()})
     for name, (content, difference) in files.items():
