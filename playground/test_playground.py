@@ -325,14 +325,31 @@ def test_the_server_serves_two_folders_and_no_more(base):
         connection.close()
 
 
-def test_an_export_that_differs_is_refused(exported, monkeypatch, capsys):
+class Unsteady(torch.nn.Module):
+    """A layer whose output can be made to differ from what was exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drift = torch.nn.Linear(3, 2), 0.0
+
+    def forward(self, x):
+        return self.layer(x) + self.drift, x
+
+
+def test_an_export_that_differs_is_refused(capsys):
     import export
-    layer = torch.nn.Linear(3, 2)
-    example, batch = torch.rand(2, 3), torch.export.Dim('batch')
-    assert export.to_onnx(layer, [(example,)], (['x'], ['y']), ({0: batch},))[1] < 1e-6
-    monkeypatch.setattr(export, 'TOLERANCE', -1.0)
-    with pytest.raises(SystemExit) as stop:
-        export.to_onnx(layer, [(example,)], (['x'], ['y']), ({0: batch},))
+    module, examples = Unsteady(), [(torch.rand(n, 3),) for n in (1, 5, 2)]
+    settings = (['x'], ['y', 'same']), ({0: torch.export.Dim('batch')},)
+    content, difference = export.to_onnx(module, examples, *settings)
+    assert content[:1] == b'\x08' and difference < 1e-6
+    exporter = torch.onnx.export
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        def drifts(*args, **kwargs):
+            program = exporter(*args, **kwargs)
+            module.drift = 3e-4
+            return program
+        patch.setattr(torch.onnx, 'export', drifts)
+        export.to_onnx(module, examples, *settings)
     assert stop.value.code == 1 and 'nothing is written' in capsys.readouterr().err
 
 
