@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import runpy
 import shlex
@@ -1220,6 +1221,19 @@ def test_sample_speaks(here, capsys):
     assert names == {'two_red_cubes_are_under_a_blue_ball.png', 'drawn.png'}
     run([*words, '--text=nobody was there'])
     assert 'not of the built-in grammar' in capsys.readouterr().out
+
+
+def test_rouge_l_of_sample_is_rouge_scores():
+    rand, words = random.Random(0), 'a red cube is on the blue ball 2'.split()
+    for _ in range(200):
+        a, b = (' '.join(rand.choices(words, k=rand.randrange(9))) for _ in range(2))
+        assert sample.rouge_l(a, b) == pytest.approx(p5_roundtrip.ROUGE.score(a, b)['rougeL'].fmeasure), (a, b)
+
+
+def test_a_cold_start_of_sample_imports_neither_matplotlib_nor_sklearn():
+    code = f'import sys; sys.path.insert(0, {str(ROOT)!r}); import sample; print(*sys.modules)'
+    modules = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.split()
+    assert 'torch' in modules and not {'matplotlib', 'sklearn', 'scipy', 'nltk', 'rouge_score'} & set(modules)
 
 
 def test_sample_answers_until_an_empty_line(here, monkeypatch, capsys):

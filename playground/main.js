@@ -152,7 +152,7 @@ async function start() {
     const { z, memory } = await model.read(state.mix);
     const [a, b] = [state.z, state.secondZ].map((end) => cosine(z, end).toFixed(2));
     $('mix-cosine').textContent = `cosine with A ${a}, with B ${b}`;
-    map.set({ B: barycentre(state.secondZ, about, model.mapZ), A: state.marker, '': barycentre(z, about, model.mapZ) });
+    map.set({ '': barycentre(z, about, model.mapZ), B: barycentre(state.secondZ, about, model.mapZ), A: state.marker });
     const said = await model.say(memory, BOS, isStale);
     if (!said) return;
     state.mixed = said;
