@@ -6,7 +6,7 @@ const NEIGHBOURS = 8;
 const THINGS = { red: '#d23b31', blue: '#2f62c9', green: '#2f9a50', yellow: '#ecc81f', orange: '#ee8a24',
   purple: '#7d3fb2', black: '#17171a', white: '#ffffff', brown: '#8a5a34', pink: '#f291b6', gray: '#8d8d93',
   cyan: '#26b5c4' };
-const SERIES = ['#cc6677', '#3388bb', '#2a9d7f', '#b8963e', '#aa4499', '#6a5acd', '#999933', '#5f8a9e'];
+const SERIES = ['#d1495b', '#2f7fc1', '#2a9d7f', '#d9a21b', '#8e44ad', '#77767f', '#e8793b', '#49b6c9'];
 
 // Where a unit vector z belongs: the mean of the places of its nearest sentences, weighted by 1 / squared distance.
 // A sentence of the map lands on its own point.
@@ -23,7 +23,7 @@ export function barycentre(z, about, mapZ) {
 export function createMap(canvas, about, { show, take }) {
   const { xy, sentences } = about.map;
   let markers = {};
-  let attribute = 'colour';
+  let attribute = 'relation';
   let selected = -1;
 
   const names = () => [...new Set(about.map[attribute])].sort((a, b) => !a - !b || a.localeCompare(b));

@@ -99,7 +99,7 @@ def page(opened):
     """The page with the sentence it opens with, nothing changed; after the test its console has said no error."""
     write(opened, '')
     write(opened, 'a red cube is on a blue ball')
-    opened.select_option('#by', 'colour')
+    opened.select_option('#by', 'relation')
     yield opened
     assert opened.problems == []
 
@@ -269,7 +269,7 @@ def test_a_sentence_of_the_map_lands_on_its_point(page):
     sentences, xy = (page.evaluate(f'playground.model.about.map.{name}') for name in ('sentences', 'xy'))
     write(page, sentences[5])
     assert page.evaluate('playground.marker') == pytest.approx(xy[5], abs=0.02)
-    for attribute in ('shape', 'relation'):
+    for attribute in ('colour', 'shape', 'relation'):
         page.select_option('#by', attribute)
         assert page.locator('#legend span').count() > 2
     page.locator('#map').scroll_into_view_if_needed()
