@@ -25,6 +25,7 @@ async function start() {
   };
   window.playground = state;
   $('page').hidden = false;       // before the map is made, which measures itself
+  $('page').inert = true;         // until there is a canvas to work on
 
   // ---- shown ----
   const map = createMap($('map'), about, {
@@ -304,6 +305,7 @@ async function start() {
 
   ['text', 'text2'].forEach((id) => fit($(id)));
   await update();
+  $('page').inert = false;
   state.ready = true;
 }
 
