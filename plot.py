@@ -7,6 +7,7 @@ Reads:  out/pN/plots/step_*.npz, metrics.jsonl, samples.jsonl, gate.json      Wr
     python plot.py --run=out/p1
     python plot.py --gates=true
     python plot.py --gates=true --out=out/seed0,out/seed1,out/seed2      # mean ± sd over the runs
+    python plot.py --html=true                                           # out/report.html, all of it in one file
 """
 import colorsys
 import json
@@ -30,6 +31,7 @@ import runtime
 run = ''          # one run folder; '' is every p*/ in `out`
 out = 'out'       # the folder that holds the run folders; with gates also several, a,b,c: one a seed
 gates = False     # a table of all gates, drawn and printed, instead of the figures
+html = False      # report.html beside the run folders, instead of the figures
 config = runtime.configure(globals())
 
 DPI = 160            # pixels an inch: a figure 9 inches wide is sharp in a README, which shows about 900 pixels
@@ -523,11 +525,11 @@ def trend(ax, title, curves, log=False, zero=False, lines=(), band=None):
               labelspacing=0.15)
 
 
-def trends(folder):
-    """Draw metrics.jsonl as small multiples, plots/trends_<last step>.png; a metric without a panel is left out."""
-    found = series(read_lines(Path(folder) / 'metrics.jsonl'))
+def small_multiples(found, titles=None, starts={}):
+    """The panels of PANELS (or those with these titles) that have a metric in found (as of `series`) -> a Figure, or
+    None. starts: {name: step} of what begins where on the axis of steps."""
     panels = [(title, {name: found[name] for name in found if re.fullmatch(pattern, name)}, how)
-              for title, pattern, how in PANELS]
+              for title, pattern, how in PANELS if titles is None or title in titles]
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         return None
@@ -540,6 +542,10 @@ def trends(folder):
         ax.remove()
     for i, (ax, (title, curves, how)) in enumerate(zip(axes.flat, panels)):
         trend(ax, title, curves, **how)
+        for name, step in starts.items():
+            ax.axvline(step, color=FAINT, lw=0.6, zorder=0)
+            ax.annotate(name, (step, 1), (2, -2), xycoords=('data', 'axes fraction'), textcoords='offset points',
+                        va='top', fontsize=6.5, color=GREY)
         ax.set_xlim(-0.02 * last, max(1.02 * last, 1))
         ax.set_xlabel('step' if i + 3 >= len(panels) else '')
         ax.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10), integer=True))
@@ -549,7 +555,15 @@ def trends(folder):
     handles = [Line2D([], [], color=channel_colour(c), label=f'channel {c}') for c in range(channels)]
     handles += [Line2D([], [], color=INK, lw=0.8, ls=GATE, label='gate'), Patch(color=SHADE, label='band of the gate')]
     fig.legend(handles=handles, loc='lower center', ncols=10, columnspacing=1.2, handletextpad=0.5)
-    return save(fig, Path(folder) / 'plots' / f'trends_{last:06d}.png')
+    return fig
+
+
+def trends(folder):
+    """Draw metrics.jsonl as small multiples, plots/trends_<last step>.png; a metric without a panel is left out."""
+    found = series(read_lines(Path(folder) / 'metrics.jsonl'))
+    fig = small_multiples(found)
+    last = max((steps.max() for steps, _ in found.values()), default=0)
+    return fig and save(fig, Path(folder) / 'plots' / f'trends_{last:06d}.png')
 
 
 def samples_table(folder, count=12):
@@ -639,6 +653,8 @@ def main():
     if config['gates'] and len(chains) > 1:                                   # by now `gates` is the function
         print(gates_over_seeds(chains))
         return
+    if html and len(chains) > 1:
+        runtime.fail(f'--out={out}: a report is of one folder of runs')
     if config['gates']:
         gates(folders)
         print(gates_text(folders))
@@ -646,6 +662,10 @@ def main():
     folders = folders if run else [folder for folder in folders if drawable(folder)]
     if not folders:
         runtime.fail(f'no run folder with anything to draw in {out}/; a phase makes one: python p1_canvas.py')
+    if html:
+        import report
+        print(f'wrote {report.write(folders)}')
+        return
     for folder in folders:
         redraw(folder)
         print(f'drew {folder}/plots')

@@ -306,6 +306,15 @@ def open_tensorboard(folder):
     return writer
 
 
+def add_pictures(run, step):
+    """Show TensorBoard, when it is on, the figures of a step that plot.py has drawn into the run folder."""
+    if run.tensorboard:
+        from PIL import Image    # matplotlib brings it, and has drawn them
+        for path in sorted(run.dir.glob(f'plots/*_{step:06d}.png')):
+            pixels = numpy.array(Image.open(path).convert('RGB'))
+            run.tensorboard.add_image(path.stem.rpartition('_')[0], pixels, step, dataformats='HWC')
+
+
 def plain(values):
     """values with tensors and NumPy numbers, at any depth, as Python numbers and lists: what a checkpoint may hold."""
     return json.loads(json.dumps(values, default=lambda value: value.tolist()))
@@ -528,6 +537,7 @@ def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
             'metrics': plain(metrics), 'history': plain(run.history), 'extra': extra,
             'nets': {name: dict(net.state_dict()) for name, net in nets.items()}, 'ema': ema.state_dict(),
             'optimizer': optimizer.state_dict(), 'rng': {'cpu': torch.get_rng_state(), 'cuda': cuda}})
+        add_pictures(run, step)
     run.saved_step = step
     if run.interrupted:
         if run.world > 1:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import data
 import runtime
-from model import BOS, PARA
+from model import BOS, PARA, Readout, TextDecoder, TextEncoder, UNet
 
 init_from = 'out/p5/ckpt.pt'   # a checkpoint of P5 or P6
 text = ''                 # a sentence
@@ -44,6 +44,18 @@ config = runtime.configure(globals())
 CHUNK = 16_384            # lines held in memory while a file is embedded
 
 
+def build(arch):
+    """The nets of P5, and P6's U-Net where there is one, from the sizes in a checkpoint. Not the phases' own build():
+    they import matplotlib, and a cold start should not wait for it."""
+    a = SimpleNamespace(**arch)
+    nets = {'encoder': TextEncoder(a.vocab_size, a.channels, a.size, a.query_grid, a.dim, a.layers, a.heads, a.hidden,
+                                   a.cross_layers, a.cross_hidden, a.dropout, a.smoothing, a.slots, a.max_length),
+            'readout': Readout(a.channels, a.z_dim, a.readout_hidden, a.pyramid),
+            'decoder': TextDecoder(a.vocab_size, a.channels, a.size, a.patch, a.z_dim, a.dec_dim, a.dec_layers,
+                                   a.dec_heads, a.dec_hidden, a.dec_dropout, 'both', a.max_length)}
+    return nets | ({'unet': UNet(a.channels, a.unet_dim)} if 'unet_dim' in arch else {})
+
+
 class TextCanvas:
     """A trained model as functions of sentences. path: a checkpoint of P5 or P6; SystemExit(2), after one line, if it
     is none. Sentences are normalised as in training (data.normalize): capitals and punctuation do not matter. A
@@ -56,13 +68,6 @@ class TextCanvas:
         bf16 = runtime.find_dtype(dtype, self.device) == torch.bfloat16
         self.run = SimpleNamespace(device=self.device, autocast=lambda: torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=bf16))
-        if self.phase == 'p6':
-            from p6_diffusion import build
-        else:
-            from p4_decoder import build as build_p4
-
-            def build(arch):
-                return build_p4(arch, controls=False)
         self.nets = {name: net.to(self.device).eval() for name, net in build(self.arch).items()}
         for name, net in self.nets.items():
             net.load_state_dict(checkpoint['ema'][name])
@@ -111,8 +116,11 @@ class TextCanvas:
         u = torch.rand(len(V), self.max_length, generator=generator).to(V.device)
         with self.run.autocast():
             z = self.nets['readout'](V)
-            return [self.tokenizer.decode(row) for row in
-                    self.nets['decoder'].generate(V, z, self.max_length, start, top_p, u).tolist()]
+            for length in (min(24, self.max_length), self.max_length):       # few sentences are longer than 24 tokens
+                ids = self.nets['decoder'].generate(V, z, length, start, top_p, u[:, :length])
+                if (ids == data.EOS).any(1).all():
+                    break
+        return [self.tokenizer.decode(row) for row in ids.tolist()]
 
 
 def counterfactuals(sentence, rand):
@@ -125,9 +133,20 @@ def counterfactuals(sentence, rand):
     return {family: data.canonical(other, rand) for family, other in changed.items() if other}
 
 
+def rouge_l(a, b):
+    """F1 of the longest common subsequence of words of two normalised sentences (Lin 2004); as rouge_score has it,
+    whose import takes as long as that of torch."""
+    a, b = a.split(), b.split()
+    row = [0] * (len(b) + 1)                               # longest common subsequence of a[:i] and b[:j]
+    for word in a:
+        above, row = row, [0]
+        for j, other in enumerate(b):
+            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+    return 2 * row[-1] / max(1, len(a) + len(b))
+
+
 def describe(model, sentence, generator):
     """Print what the model makes of a sentence, and draw it."""
-    from rouge_score.rouge_scorer import RougeScorer       # here, because a cold start should not wait for it
     plain = data.normalize(sentence)
     scene = data.parse(plain)
     unknown = '' if scene else '   (not of the built-in grammar: no Graph F1, no counterfactuals)'
@@ -135,16 +154,17 @@ def describe(model, sentence, generator):
     V, z = model.read([plain])
     print(f'said again   {model.say(V)[0]}')
     said = list(dict.fromkeys(model.say(V.expand(paraphrases, -1, -1, -1), PARA, top_p, generator)))
-    rouge, (_, z_said) = RougeScorer(['rougeL']), model.read(said)
+    _, z_said = model.read(said)
     print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {'Graph F1':>8s}")
     for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True):
         f1 = f'{data.graph_f1(scene, data.parse(other)):8.2f}' if scene else f"{'-':>8s}"
-        print(f"paraphrase   {cosine:6.2f}  {rouge.score(plain, other)['rougeL'].fmeasure:7.2f}  {f1}  {other}")
+        print(f"paraphrase   {cosine:6.2f}  {rouge_l(plain, other):7.2f}  {f1}  {other}")
     changed = counterfactuals(plain, random.Random(seed).random)
     if changed:
         _, others = model.read(list(changed.values()))
         cosine, (family, other) = max(zip((others @ z[0]).tolist(), changed.items()))
         print(f'nearest counterfactual {cosine:.2f}  {other}   ({family})')
+    sys.stdout.flush()                                     # the answer; matplotlib takes another second
     if figures:
         picture(model, plain, V, z)
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import runpy
 import shlex
@@ -33,6 +34,7 @@ import p7_ablate
 import plot
 import priors
 import runtime
+import report
 import sample
 from model import PARA, TextDecoder
 
@@ -251,6 +253,31 @@ def test_chain_gates_as_one_table(chain, monkeypatch, capsys):
     table = capsys.readouterr().out
     assert 'criteria pass' in table and all(f'\n{phase} ' in table for phase in PHASES)
     assert (chain.folder / 'out/gates.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_report_of_the_chain(chain, monkeypatch, capsys):
+    monkeypatch.chdir(chain.folder)
+    run([str(ROOT / 'plot.py'), '--out=out', '--html=true'])
+    assert capsys.readouterr().out == 'wrote out/report.html\n'
+    text = Path('out/report.html').read_text(encoding='utf-8')
+    assert re.findall('<h2 id="[a-z-]+">([^<]+)</h2>', text) == [
+        'Gates', 'Latent health', 'Semantics', 'Decoder', 'Qualitative', 'Learning curves', 'Provenance']
+    failed = sum(not row['pass'] for phase in PHASES
+                 for row in json.loads(Path(f'out/{phase}/gate.json').read_text())['criteria'])
+    assert text.count('>FAIL</span>') == failed > 0
+    for caption in report.CAPTIONS.values():
+        assert caption in text, caption
+    assert not re.search(r'(src|href)="(?!data:image/png;base64,|#)', text), 'one file, nothing outside it'
+    shown = {title for _, _, panels, _ in report.DASHBOARDS for title in panels}
+    assert shown <= {title for title, *_ in plot.PANELS}
+
+
+def test_report_refuses_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words, hint in (([], 'no run folder'), (['--out=a,b'], 'one folder')):
+        with pytest.raises(SystemExit) as stop:
+            run([str(ROOT / 'plot.py'), '--html=true', *words])
+        assert stop.value.code == 2 and hint in capsys.readouterr().err
 
 
 def test_gates_over_seeds(tmp_path, monkeypatch, capsys):
@@ -1206,6 +1233,19 @@ def test_sample_speaks(here, capsys):
     assert names == {'two_red_cubes_are_under_a_blue_ball.png', 'drawn.png'}
     run([*words, '--text=nobody was there'])
     assert 'not of the built-in grammar' in capsys.readouterr().out
+
+
+def test_rouge_l_of_sample_is_rouge_scores():
+    rand, words = random.Random(0), 'a red cube is on the blue ball 2'.split()
+    for _ in range(200):
+        a, b = (' '.join(rand.choices(words, k=rand.randrange(9))) for _ in range(2))
+        assert sample.rouge_l(a, b) == pytest.approx(p5_roundtrip.ROUGE.score(a, b)['rougeL'].fmeasure), (a, b)
+
+
+def test_a_cold_start_of_sample_imports_neither_matplotlib_nor_sklearn():
+    code = f'import sys; sys.path.insert(0, {str(ROOT)!r}); import sample; print(*sys.modules)'
+    modules = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.split()
+    assert 'torch' in modules and not {'matplotlib', 'sklearn', 'scipy', 'nltk', 'rouge_score'} & set(modules)
 
 
 def test_sample_answers_until_an_empty_line(here, monkeypatch, capsys):

@@ -313,14 +313,26 @@ def test_a_training_term_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert not (tmp_path / 'metrics.jsonl').exists()
 
 
-def test_tensorboard_gets_the_scalars(settings):
+def test_tensorboard_gets_the_scalars_and_the_figures(settings):
     pytest.importorskip('tensorboard')
+    from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     run = runtime.start('p9', {**settings, 'tensorboard': True})
     run.log(2, {'loss': 0.5, 'alpha': torch.ones(2)}, prefix='train')
+    (run.dir / 'plots').mkdir()
+    for name in ('montage_000002', 'montage_000004', 'samples'):
+        Image.new('RGBA', (4, 3)).save(run.dir / f'plots/{name}.png')
+    nets = {'net': nn.Linear(2, 2)}
+    runtime.save(run, 2, nets, runtime.adamw(nets, 0.1, 0.1), runtime.EMA(nets, 0.9), metrics={}, arch={})
     run.tensorboard.flush()
     events = EventAccumulator(str(run.dir)).Reload()
     assert events.Tags()['scalars'] == ['train/loss'] and events.Scalars('train/loss')[0].step == 2
+    assert events.Tags()['images'] == ['montage'] and [e.step for e in events.Images('montage')] == [2]
+
+
+def test_tensorboard_that_is_not_installed_is_said(settings, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    assert 'pip install tensorboard' in stops(capsys, runtime.start, 'p9', {**settings, 'tensorboard': True})
 
 
 # ---- loop and optimisation ------------------------------------------------------------------------------------------
