@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import data
 import runtime
-from model import BOS, PARA, Readout, TextDecoder, TextEncoder, UNet
+from model import BOS, PARA, build_decoder, build_encoder, build_readout, build_unet
 
 init_from = 'out/p5/ckpt.pt'   # a checkpoint of P5 or P6
 text = ''                 # a sentence
@@ -45,15 +45,10 @@ CHUNK = 16_384            # lines held in memory while a file is embedded
 
 
 def build(arch):
-    """The nets of P5, and P6's U-Net where there is one, from the sizes in a checkpoint. Not the phases' own build():
-    they import matplotlib, and a cold start should not wait for it."""
-    a = SimpleNamespace(**arch)
-    nets = {'encoder': TextEncoder(a.vocab_size, a.channels, a.size, a.query_grid, a.dim, a.layers, a.heads, a.hidden,
-                                   a.cross_layers, a.cross_hidden, a.dropout, a.smoothing, a.slots, a.max_length),
-            'readout': Readout(a.channels, a.z_dim, a.readout_hidden, a.pyramid),
-            'decoder': TextDecoder(a.vocab_size, a.channels, a.size, a.patch, a.z_dim, a.dec_dim, a.dec_layers,
-                                   a.dec_heads, a.dec_hidden, a.dec_dropout, 'both', a.max_length)}
-    return nets | ({'unet': UNet(a.channels, a.unet_dim)} if 'unet_dim' in arch else {})
+    """The nets of P5, and P6's U-Net where there is one. Not by the phases' own build(): they import matplotlib, and a
+    cold start should not wait for it."""
+    nets = {'encoder': build_encoder(arch), 'readout': build_readout(arch), 'decoder': build_decoder(arch)}
+    return nets | ({'unet': build_unet(arch)} if 'unet_dim' in arch else {})
 
 
 class TextCanvas:
