@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from groundeep.rbm import RBM, annealed
+from groundeep.rbm import RBM, annealed, centred, draw
 
 IMAGE, TEXT = 0, 1
 
@@ -84,29 +84,26 @@ class Joint(nn.Module):
 
     # ---- learning ---------------------------------------------------------------------------------------------------
 
-    def learn(self, image, text, batch, epoch, k=1, sparsity=0.0, sparsity_cost=0.0, **how):
-        """One update of the joint RBM on paired images and texts; batch, epoch: where training is; how: RBM.ascend's.
-
-        Returns the reconstruction error, the mean square a latent unit.
-        """
+    def learn(self, image, text, batch, epoch, k=1, **how):
+        """One update of the joint RBM on paired images and texts; batch, epoch: where training is; how: RBM.ascend's
+        knobs."""
         devices = self.devices
         z = self.latents(image, text)
         if devices.gain:
             self.control_gain(z)
-        data = self.rbm.sample_visible(z)
         if devices.warmup and (epoch < devices.warmup_epochs or float(torch.rand(())) < devices.clamp_share):
             mask = self.clamp(TEXT if batch % 2 else IMAGE)
-            start = torch.where(mask, data, self.rbm.random_visible(len(data)))
+            start = torch.where(mask, z, self.rbm.random_visible(len(z)))
             model = self.rbm.gibbs(start, [1.0] * devices.clamp_steps, mask)[0]
         else:
-            model = self.rbm.negative(data, k, devices.mitigation, devices.refresh)
-        gradient = self.rbm.gradient(data, model)
+            model = self.rbm.negative(self.rbm.sample_visible(z), k, devices.mitigation, devices.refresh)
+        # The data are probabilities: half of the units of z_img are grey, and a sample of them has lost the number.
+        positive = self.rbm.correlations(z)
+        gradient = centred(positive, self.rbm.correlations(model))
         if devices.balance:
             self.balance(gradient)
-        h = self.rbm.hidden(data)
-        self.rbm.note_activity(h)
-        self.rbm.ascend(gradient, sparsity=sparsity, sparsity_cost=sparsity_cost, **how)
-        return (self.rbm.visible(h) - z).square().mean()
+        self.rbm.note_activity(positive['c'])
+        self.rbm.ascend(gradient, **how)
 
     def balance(self, gradient, decay=0.95, most=4.0):
         """Scale the two sub-spaces' parts of a gradient {W, b, c}, in place, to one root-mean-square size."""
@@ -156,7 +153,7 @@ class Joint(nn.Module):
     def text_to_image(self, text, steps):
         """Texts (N, characters) -> pixel probabilities (N, pixels) of one sample each."""
         z = self.complete(self.latent(text, TEXT), TEXT, steps)[0]
-        return self.image.down(torch.bernoulli(z))
+        return self.image.down(draw(z))
 
     def word_energies(self, image, words):
         """Free energy (N, W) of each image (N, pixels) joined to each of W texts (W, characters): exp(-F) is the

@@ -138,27 +138,29 @@ def stages_of(config):
 
 
 def train_epoch(joint, part, stage, epoch, layers, epochs, config):
-    """One epoch of one stage on tensors {'image', 'text'}; returns {error/...: mean over the batches}."""
+    """One epoch of one stage on tensors {'image', 'text'}."""
     how = {'lr': config[f'{stage}_lr'] * (1 - 0.9 * epoch / epochs), 'weight_decay': config['weight_decay'],
            'momentum': config['last_momentum' if epoch >= config['momentum_epochs'] else 'first_momentum'],
            'sparsity': config['sparsity'], 'sparsity_cost': config['sparsity_cost']}
-    total, count = {}, 0
+    if stage == 'text':      # a few words: a sparse code would have to be shared by them
+        how['sparsity_cost'] = 0.0
     for batch, rows in enumerate(batches(len(part['image']), config['batch_size'], part['image'].device)):
         if stage == 'joint':
-            errors = {'error/joint': joint.learn(part['image'][rows], part['text'][rows], batch, epoch,
-                                                 k=config['joint_k'], **how)}
-        elif stage == 'image':
-            found = joint.image.learn(part['image'][rows], layers, k=config['image_k'],
-                                      persistent=config['image_persistent'], **how)
-            errors = {f'error/image {layer + 1}': error for layer, error in found.items()}
+            joint.learn(part['image'][rows], part['text'][rows], batch, epoch, k=config['joint_k'], **how)
         else:
-            # 32 words are few: a sparse code would have to be shared by them, so the text RBM has no sparsity target.
-            errors = {'error/text': joint.text.learn(part['text'][rows], (0,), k=config['image_k'],
-                                                     persistent=config['image_persistent'],
-                                                     **how | {'sparsity_cost': 0.0})[0]}
-        total = {name: total.get(name, 0) + error for name, error in errors.items()}
-        count += 1
-    return {name: value / count for name, value in total.items()}
+            dbn = joint.image if stage == 'image' else joint.text
+            dbn.learn(part[stage][rows], layers, k=config['image_k'], persistent=config['image_persistent'], **how)
+
+
+def errors(joint, part, stage):
+    """{'error/<layer>': reconstruction error} of the machines that learn in a stage, on a split {'image', 'text'}."""
+    if stage == 'joint':
+        return {'error/joint': joint.rbm.reconstruction_error(joint.latents(part['image'], part['text'])).item()}
+    found, v = {}, part[stage]
+    for i, rbm in enumerate((joint.image if stage == 'image' else joint.text).layers):
+        found[f'error/{stage} {i + 1}'] = rbm.reconstruction_error(v).item()
+        v = rbm.hidden(v)
+    return found
 
 
 def codes(joint, part):
@@ -174,7 +176,7 @@ def codes(joint, part):
 def watched(joint, part, models, words, config, stage):
     """Diagnostics of an epoch on a few validation stimuli: statistics and RSA of each layer and the alignment of z_img
     and z_txt; in the joint stage also naming, drawing and the distinct drawings of a word."""
-    found, layers = {}, codes(joint, part)
+    found, layers = errors(joint, part, stage), codes(joint, part)
     for name, z in layers.items():
         found |= {f'{key}/{name}': value for key, value in diagnose.layer_statistics(z).items()}
         rho = diagnose.rsa(diagnose.code_distances(z), models, permutations=0, seed=0)
@@ -203,10 +205,7 @@ def as_tensors(split, device, rows=None):
 
 
 def save(run, step, joint):
-    """Write the checkpoint; after Ctrl-C, end with status 130. SystemExit(1), after one line, on weights not finite."""
-    if not all(value.isfinite().all() for value in joint.state_dict().values()):
-        runtime.fail(f'step {step}: weights are not finite; last good checkpoint: {run.last_good()}; '
-                     'lower the learning rates', status=1)
+    """Write the checkpoint; after Ctrl-C, end with status 130."""
     cuda = torch.cuda.get_rng_state(run.device) if run.device.type == 'cuda' else None
     runtime.write_checkpoint(run.checkpoint, {
         'phase': run.phase, 'step': step, 'config': run.config, 'commit': run.commit,
@@ -394,12 +393,16 @@ def main():
         stage, epoch, layers, epochs = plan[step]
         if stage == 'joint' and epoch == 0:      # the latents' means are known only now
             joint.rbm.start_biases(joint.latents(train['image'], train['text']).mean(0))
-        errors = train_epoch(joint, train, stage, epoch, layers, epochs, config)
-        run.latest = f'{stage} ' + ', '.join(f"{name.partition('/')[2]} {value:.4f}" for name, value in errors.items())
-        run.log(step, errors, prefix='train')
+        train_epoch(joint, train, stage, epoch, layers, epochs, config)
+        if not all(value.isfinite().all() for value in joint.state_dict().values()):
+            runtime.fail(f'step {step}: weights are not finite; last good checkpoint: {run.last_good()}; lower '
+                         f'--{stage}_lr', status=1)
         # Looking must not change what comes next, or a run that looks at less would learn something else.
         with torch.random.fork_rng({run.device} if run.device.type == 'cuda' else ()):
-            run.log(step, watched(joint, val, models, words, config, stage), prefix='val')
+            found = watched(joint, val, models, words, config, stage)
+        run.log(step, found, prefix='val')
+        run.latest = f'{stage} ' + ', '.join(f"{name.partition('/')[2]} {value:.4f}" for name, value in found.items()
+                                             if name.startswith('error/'))
 
     found = report(run, joint, splits, config) | {'seconds': time.monotonic() - began, 'config': config}
     temporary = Path(run.dir / 'results.json.tmp')

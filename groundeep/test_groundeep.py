@@ -136,9 +136,8 @@ def test_a_greedy_stage_leaves_the_other_layers_alone_and_an_iterative_one_does_
     for layers, moved in (((0,), (True, False)), ((1,), (False, True)), ((0, 1), (True, True))):
         dbn = DBN([12, 10, 8])
         before = [rbm.W.clone() for rbm in dbn.layers]
-        errors = dbn.learn(v, layers, lr=0.1)
+        dbn.learn(v, layers, lr=0.1)
         assert tuple(not torch.equal(w, rbm.W) for w, rbm in zip(before, dbn.layers)) == moved
-        assert tuple(errors) == layers
     assert schedule('a', 2, 2, True) == [('a', 0, (0,)), ('a', 1, (0,)), ('a', 0, (1,)), ('a', 1, (1,))]
 
 
@@ -346,7 +345,7 @@ def test_a_run_writes_everything_repeats_bit_for_bit_and_goes_on_where_it_was_ki
     names = {path.stem for path in (first / 'plots').glob('*.png')}
     assert names == {'filters', 'reconstructions', 'drawings', 'chains', 'rsa', 'joint_code', 'behaviour', 'trends'}
     rows = [json.loads(line) for line in (first / 'metrics.jsonl').read_text().splitlines()]
-    assert [row['step'] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
     assert 'val/distinct/share' in rows[-1] and 'val/rsa log number/z_img' in rows[1]
 
     learn, calls = run.train_epoch, []
