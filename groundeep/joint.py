@@ -39,7 +39,7 @@ class Devices:
     hot_gibbs: bool = True
     gain: bool = True
     mitigation: bool = True
-    warmup_epochs: int = 10      # epochs in which every batch is clamped
+    warmup_epochs: int = 20      # epochs in which every batch is clamped
     clamp_share: float = 0.5     # of the batches after them
     clamp_steps: int = 5         # Gibbs steps of a clamped chain
     hot: float = 0.5             # inverse temperature a hot chain starts at
@@ -163,10 +163,9 @@ class Joint(nn.Module):
         columns = [torch.nn.functional.softplus(a + one @ self.rbm.W[self.blocks()[TEXT]]).sum(1) for one in y]
         return -(torch.stack(columns, dim=1) + y @ self.rbm.b[self.blocks()[TEXT]])
 
-    def joint_code(self, image, text):
-        """p(h | z_img, z_txt), (N, H), of pairs; with text None, of images whose text side gives no input."""
+    def joint_code(self, image, steps=20, keep=10):
+        """E p(h | z_img, z_txt), (N, H), of images (N, pixels) alone: the text is what the clamped chain fills in, and the
+        code is averaged over the last `keep` of its steps."""
         z = self.latent(image, IMAGE)
-        a = self.rbm.c + z @ self.rbm.W[self.blocks()[IMAGE]]
-        if text is not None:
-            a = a + self.latent(text, TEXT) @ self.rbm.W[self.blocks()[TEXT]]
-        return torch.sigmoid(a)
+        states = self.complete(z, IMAGE, steps, keep)
+        return torch.stack([self.rbm.hidden(torch.cat((z, y), dim=1)) for y in states]).mean(0)

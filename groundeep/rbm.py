@@ -24,8 +24,7 @@ def centred(positive, negative):
     """The gradient {W, b, c} of two phases' statistics in the coordinates where each unit is measured from its mean over
     both (the enhanced gradient: Cho, Raiko & Ilin 2011; Melchior, Fischer & Wiskott 2016).
 
-    It is zero where `difference` is. Units that are mostly off, or mostly on, no longer tie the weights to the biases,
-    which is what kills hidden units at high learning rates.
+    It is zero where `difference` is. Units that are mostly off, or mostly on, no longer tie the weights to the biases.
     """
     v, h = (positive['b'] + negative['b']) / 2, (positive['c'] + negative['c']) / 2
     plain = difference(positive, negative)
@@ -160,7 +159,7 @@ class RBM(nn.Module):
         positive = self.correlations(data)
         negative = self.correlations(self.negative(data, k, persistent))
         self.note_activity(positive['c'])
-        self.ascend(centred(positive, negative), lr, momentum, weight_decay, sparsity, sparsity_cost)
+        self.ascend(difference(positive, negative), lr, momentum, weight_decay, sparsity, sparsity_cost)
 
     def reconstruction_error(self, v):
         """Mean square, a unit, of v (N, V) less what comes back of it from the hidden units, in probabilities."""

@@ -32,26 +32,26 @@ device = 'auto'                  # cuda, mps or cpu
 # stimuli: see stimuli.py
 folder = 'out/groundeep'         # where they are, or are put
 data_seed = 0
-side = 36                        # pixels
-max_number = 32
-train_images = 20_000
+side = 20                        # pixels
+max_number = 9                   # to 32 works, with --side=36 --item_area=0.0025
+train_images = 10_000
 held_out_images = 1600           # of each of validation and test
-frequency = 'zipf'               # of numbers in training: zipf or uniform
-item_area = 0.0025               # smallest disc, as a share of the image
+frequency = 'uniform'            # of numbers in training: uniform or zipf
+item_area = 0.008                # smallest disc, as a share of the image
 size_octaves = 1.0
 spacing_octaves = 1.0
 text = 'words'                   # words, digits or mixed
 # sizes
-image_layers = '500,500'         # hidden units of the image DBN, bottom up
-text_hidden = 80                 # units of z_txt
-joint_hidden = 800               # units of the joint RBM
+image_layers = '300,300'         # hidden units of the image DBN, bottom up
+text_hidden = 40                 # units of z_txt
+joint_hidden = 300               # units of the joint RBM
 # training
 batch_size = 100                 # also the number of persistent chains
 greedy = False                   # image DBN layer by layer; false: all layers on every batch (iterative)
 image_epochs = 40                # of each layer when greedy, of all together when iterative
-text_epochs = 30                 # cheap: 32 words
-joint_epochs = 40
-image_lr = 0.05                  # each rate falls linearly to a tenth over its stage
+text_epochs = 15                 # cheap: a few words
+joint_epochs = 30
+image_lr = 0.1                   # each rate falls linearly to a tenth over its stage
 text_lr = 0.05
 joint_lr = 0.02
 image_k = 1                      # Gibbs steps of the negative phase
@@ -69,18 +69,18 @@ warmup = True                    # auxiliary clamping before, and among, free-ph
 hot_gibbs = True                 # generating chains are annealed from a high temperature
 gain = True                      # dynamic gain control
 mitigation = True                # of mode collapse: persistent chains that are partly restarted
-warmup_epochs = 10
+warmup_epochs = 20
 clamp_share = 0.5
 clamp_steps = 5
 hot = 0.5                        # inverse temperature at the start of a hot chain
 refresh = 0.01
 gain_rate = 0.01
 # evaluation
-chain_steps = 60                 # of IMG->TXT and TXT->IMG
+chain_steps = 40                 # of IMG->TXT and TXT->IMG
 samples = 20                     # drawings of each word
 name_upto = 9                    # the table's IMG->TXT is over 1 ... this
 draw_upto = 5                    # its TXT->IMG over 1 ... this
-judge_epochs = 4
+judge_epochs = 8
 permutations = 500               # of the RSA
 watch = 200                      # validation images that the diagnostics of each epoch are computed on
 save_every = 5                   # epochs between checkpoints
@@ -163,27 +163,30 @@ def errors(joint, part, stage):
     return found
 
 
-def codes(joint, part):
+def codes(joint, part, stage='joint'):
     """{layer: (N, units) NumPy} of a split {'image', 'text'}: each image layer, z_img, z_txt, and the joint code of the
-    image alone (the text gives no input, so that no layer but z_txt knows the word)."""
+    image alone (the model fills in the text itself, so that no layer but z_txt is told the word). With a stage, of the
+    layers that have begun to learn by then."""
     up = joint.image.up(part['image'])[:-1]
-    found = {f'image {i + 1}': layer for i, layer in enumerate(up)}
-    found |= {'z_img': joint.latent(part['image'], IMAGE), 'z_txt': joint.latent(part['text'], TEXT),
-              'joint': joint.joint_code(part['image'], None)}
+    found = {f'image {i + 1}': layer for i, layer in enumerate(up)} | {'z_img': joint.latent(part['image'], IMAGE)}
+    if stage != 'image':
+        found['z_txt'] = joint.latent(part['text'], TEXT)
+    if stage == 'joint':
+        found['joint'] = joint.joint_code(part['image'])
     return {name: z.cpu().numpy() for name, z in found.items()}
 
 
 def watched(joint, part, models, words, config, stage):
-    """Diagnostics of an epoch on a few validation stimuli: statistics and RSA of each layer and the alignment of z_img
-    and z_txt; in the joint stage also naming, drawing and the distinct drawings of a word."""
-    found, layers = errors(joint, part, stage), codes(joint, part)
+    """Diagnostics of an epoch on a few validation stimuli: reconstruction errors, statistics and RSA of each layer; in the
+    joint stage also the alignment of z_img and z_txt, naming, drawing and the distinct drawings of a word."""
+    found, layers = errors(joint, part, stage), codes(joint, part, stage)
     for name, z in layers.items():
         found |= {f'{key}/{name}': value for key, value in diagnose.layer_statistics(z).items()}
         rho = diagnose.rsa(diagnose.code_distances(z), models, permutations=0, seed=0)
         found |= {f'rsa {model}/{name}': value for model, (value, _) in rho.items()}
-    found['alignment/cka'] = diagnose.alignment(layers['z_img'], layers['z_txt'])
     if stage == 'joint':
-        found |= {'gain/z_img': joint.gain[IMAGE].item(), 'gain/z_txt': joint.gain[TEXT].item()}
+        found |= {'alignment/cka': diagnose.alignment(layers['z_img'], layers['z_txt']),
+                  'gain/z_img': joint.gain[IMAGE].item(), 'gain/z_txt': joint.gain[TEXT].item()}
         named = evaluate.name_images(joint, part['image'], words, config['chain_steps'])
         true = part['number'].cpu().numpy()
         found |= {f'named/{name}': evaluate.scores(said, true, config['name_upto'])['exact']
@@ -277,7 +280,7 @@ def report(run, joint, splits, config):
     found['rsa'] = {name: {model: {'rho': rho, 'p': p} for model, (rho, p) in
                            diagnose.rsa(d, models, config['permutations'], config['seed']).items()}
                     for name, d in distances.items()}
-    rows = 4000                                                                         # of training, for the read-out
+    rows = 4000                                                                        # of training, for the read-outs
     train_codes = codes(joint, {name: value[:rows] for name, value in train.items()})
     design = {'number': np.log2(true), 'size': splits['test']['log_size'], 'spacing': splits['test']['log_spacing']}
     found['readout'] = {}
@@ -288,6 +291,10 @@ def report(run, joint, splits, config):
             'weber': evaluate.weber_fraction(choice, ratios['number']),
             'r': evaluate.correlation(estimate, design['number']),
             **{f'weight of {key}': value for key, value in evaluate.choice_weights(choice, ratios).items()}}
+    # What a reader with labels gets out of a layer: the ceiling of naming from it by anything as simple as a line.
+    found['img_to_txt'] |= {f'logistic on {name}': evaluate.scores(
+        evaluate.logistic(train_codes[name], splits['train']['number'][:rows], layers[name]), true, config['name_upto'])
+        for name in ('z_img', 'joint')}
     found['layers'] = {name: diagnose.layer_statistics(z) for name, z in layers.items()}
     found['alignment'] = diagnose.alignment(layers['z_img'], layers['z_txt'])
 
