@@ -164,8 +164,8 @@ class Joint(nn.Module):
         return -(torch.stack(columns, dim=1) + y @ self.rbm.b[self.blocks()[TEXT]])
 
     def joint_code(self, image, steps=20, keep=10):
-        """E p(h | z_img, z_txt), (N, H), of images (N, pixels) alone: the text is what the clamped chain fills in, and the
-        code is averaged over the last `keep` of its steps."""
+        """E p(h | z_img, z_txt), (N, H), of images (N, pixels) alone: the text is what the clamped chain fills in, and
+        the code is averaged over the last `keep` of its steps."""
         z = self.latent(image, IMAGE)
         states = self.complete(z, IMAGE, steps, keep)
         return torch.stack([self.rbm.hidden(torch.cat((z, y), dim=1)) for y in states]).mean(0)

@@ -15,14 +15,14 @@ from torch import nn
 
 
 def difference(positive, negative):
-    """{W, b, c}: what the statistics of two phases (`RBM.correlations`) differ by; a gradient of the log-likelihood when
-    they are of the data and of the model."""
+    """{W, b, c}: what the statistics of two phases (`RBM.correlations`) differ by; the gradient of the log-likelihood
+    when they are of the data and of the model."""
     return {name: positive[name] - negative[name] for name in positive}
 
 
 def centred(positive, negative):
-    """The gradient {W, b, c} of two phases' statistics in the coordinates where each unit is measured from its mean over
-    both (the enhanced gradient: Cho, Raiko & Ilin 2011; Melchior, Fischer & Wiskott 2016).
+    """The gradient {W, b, c} of two phases' statistics in the coordinates where each unit is measured from its mean
+    over both (the enhanced gradient: Cho, Raiko & Ilin 2011; Melchior, Fischer & Wiskott 2016).
 
     It is zero where `difference` is. Units that are mostly off, or mostly on, no longer tie the weights to the biases.
     """

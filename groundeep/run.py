@@ -177,8 +177,8 @@ def codes(joint, part, stage='joint'):
 
 
 def watched(joint, part, models, words, config, stage):
-    """Diagnostics of an epoch on a few validation stimuli: reconstruction errors, statistics and RSA of each layer; in the
-    joint stage also the alignment of z_img and z_txt, naming, drawing and the distinct drawings of a word."""
+    """Diagnostics of an epoch on a few validation stimuli: reconstruction errors, statistics and RSA of each layer; in
+    the joint stage also the alignment of z_img and z_txt, naming, drawing and the distinct drawings of a word."""
     found, layers = errors(joint, part, stage), codes(joint, part, stage)
     for name, z in layers.items():
         found |= {f'{key}/{name}': value for key, value in diagnose.layer_statistics(z).items()}

@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from groundeep.rbm import RBM, annealed, difference
+from groundeep.rbm import RBM, annealed, centred, difference
 
 MODELS = [{'binary': 4, 'hidden': 3}, {'binary': 2, 'hidden': 3, 'groups': 2, 'classes': 3},
           {'binary': 0, 'hidden': 4, 'groups': 2, 'classes': 3}]
@@ -228,3 +228,16 @@ def test_the_schedule_of_a_hot_chain_rises_to_one():
     betas = annealed(20, 0.4)
     assert len(betas) == 20 and betas[0] == 0.4 and betas[-5:] == [1.0] * 5 and betas == sorted(betas)
     assert annealed(3, 1.0) == [1.0] * 3
+
+
+def test_the_centred_gradient_is_zero_where_the_plain_one_is_and_points_uphill():
+    rbm = tiny(binary=4, hidden=3)
+    states = rbm.all_visible()
+    model = rbm.correlations(states)      # any statistics of both phases will do
+    assert all((value == 0).all() for value in centred(model, model).values())
+    data = states[[0, 1]]
+    p = torch.softmax(-rbm.free_energy(states), 0)
+    h = rbm.hidden(states)
+    step = centred(rbm.correlations(data), {'W': (states * p[:, None]).T @ h, 'b': p @ states, 'c': p @ h})
+    exact = rbm.exact_gradient(data)
+    assert sum((step[name] * exact[name]).sum() for name in step) > 0
