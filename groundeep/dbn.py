@@ -62,15 +62,13 @@ class DBN(nn.Module):
     def learn(self, v, layers, **how):
         """One update on a batch v (N, V) of each layer numbered in `layers`, bottom up; how: RBM.learn's knobs.
 
-        Greedy training passes one number at a time, iterative training all. Returns {layer: reconstruction error}.
+        Greedy training passes one number at a time, iterative training all.
         """
-        errors = {}
         for i, rbm in enumerate(self.layers):
             if i in layers:
-                errors[i] = rbm.learn(v, **how)
+                rbm.learn(v, **how)
             if i < max(layers):
                 v = rbm.hidden(v)
-        return errors
 
 
 def schedule(name, layers, epochs, greedy):

@@ -188,6 +188,7 @@ def trends(rows):
     for key, title in (('cosine', 'Cosine similarity'), ('variance', 'Variance'), ('entropy', 'Unit entropy'),
                        ('dead', 'Dead units'), ('saturated', 'Saturated units'), ('alignment', 'CKA z_img, z_txt'),
                        ('distinct', 'Distinct drawings'), ('named', 'Named right'), ('drawn', 'Drawn right'),
+                       ('rsa log number', 'RSA with log number'), ('rsa overlap', 'RSA with pixel overlap'),
                        ('gain', 'Gain')):
         names = [k for k in dict.fromkeys(k for r in rows for k in r) if k.split('/')[0] == key]
         if names:

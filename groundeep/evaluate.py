@@ -141,17 +141,28 @@ def drawing_scores(drawn, numbers, side, judge, upto):
     return found, counted.reshape(W, S)
 
 
+def logistic(x, numbers, images):
+    """Numbers (M,) that a multinomial logistic regression, fitted to x (N, features) and numbers (N,), gives to images
+    (M, features). Of three penalties that is taken which does best on a fifth of the first 4000 rows, held out for it.
+    """
+    few = np.arange(min(len(x), 4000))
+    learn, held = few[few % 5 > 0], few[few % 5 == 0]
+    fit = [LogisticRegression(C=C, max_iter=200, tol=1e-3).fit(x[learn], numbers[learn]) for C in (0.01, 0.1, 1.0)]
+    best = max(fit, key=lambda model: model.score(x[held], numbers[held]))
+    return best.fit(x, numbers).predict(images)
+
+
 def baselines(train, test, upto, seed, rows=20_000):
     """IMG->TXT by other means, exact and within 1 over numbers up to `upto`: {method: {exact, near}}.
 
     train, test: {'image', 'number'} arrays. chance names numbers in the training set's frequencies; nearest is the
-    nearest of the training images (pixels that differ); logistic is multinomial logistic regression on the pixels.
+    nearest of the training images (pixels that differ); logistic on pixels sees the labels too.
     """
     x, y = train['image'][:rows].astype(np.float32), train['number'][:rows]
     images, numbers = test['image'].astype(np.float32), test['number']
     said = {'chance': np.random.default_rng(seed).choice(y, len(numbers)),
             'nearest': KNeighborsClassifier(1, algorithm='brute').fit(x, y).predict(images),
-            'logistic': LogisticRegression(C=0.01, max_iter=100, tol=1e-3).fit(x, y).predict(images)}
+            'logistic on pixels': logistic(x, y, images)}
     return {name: scores(answer, numbers, upto) for name, answer in said.items()}
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from groundeep.rbm import RBM, annealed
+from groundeep.rbm import RBM, annealed, centred, draw
 
 IMAGE, TEXT = 0, 1
 
@@ -39,7 +39,7 @@ class Devices:
     hot_gibbs: bool = True
     gain: bool = True
     mitigation: bool = True
-    warmup_epochs: int = 10      # epochs in which every batch is clamped
+    warmup_epochs: int = 20      # epochs in which every batch is clamped
     clamp_share: float = 0.5     # of the batches after them
     clamp_steps: int = 5         # Gibbs steps of a clamped chain
     hot: float = 0.5             # inverse temperature a hot chain starts at
@@ -84,29 +84,26 @@ class Joint(nn.Module):
 
     # ---- learning ---------------------------------------------------------------------------------------------------
 
-    def learn(self, image, text, batch, epoch, k=1, sparsity=0.0, sparsity_cost=0.0, **how):
-        """One update of the joint RBM on paired images and texts; batch, epoch: where training is; how: RBM.ascend's.
-
-        Returns the reconstruction error, the mean square a latent unit.
-        """
+    def learn(self, image, text, batch, epoch, k=1, **how):
+        """One update of the joint RBM on paired images and texts; batch, epoch: where training is; how: RBM.ascend's
+        knobs."""
         devices = self.devices
         z = self.latents(image, text)
         if devices.gain:
             self.control_gain(z)
-        data = self.rbm.sample_visible(z)
         if devices.warmup and (epoch < devices.warmup_epochs or float(torch.rand(())) < devices.clamp_share):
             mask = self.clamp(TEXT if batch % 2 else IMAGE)
-            start = torch.where(mask, data, self.rbm.random_visible(len(data)))
+            start = torch.where(mask, z, self.rbm.random_visible(len(z)))
             model = self.rbm.gibbs(start, [1.0] * devices.clamp_steps, mask)[0]
         else:
-            model = self.rbm.negative(data, k, devices.mitigation, devices.refresh)
-        gradient = self.rbm.gradient(data, model)
+            model = self.rbm.negative(self.rbm.sample_visible(z), k, devices.mitigation, devices.refresh)
+        # The data are probabilities: half of the units of z_img are grey, and a sample of them has lost the number.
+        positive = self.rbm.correlations(z)
+        gradient = centred(positive, self.rbm.correlations(model))
         if devices.balance:
             self.balance(gradient)
-        h = self.rbm.hidden(data)
-        self.rbm.note_activity(h)
-        self.rbm.ascend(gradient, sparsity=sparsity, sparsity_cost=sparsity_cost, **how)
-        return (self.rbm.visible(h) - z).square().mean()
+        self.rbm.note_activity(positive['c'])
+        self.rbm.ascend(gradient, **how)
 
     def balance(self, gradient, decay=0.95, most=4.0):
         """Scale the two sub-spaces' parts of a gradient {W, b, c}, in place, to one root-mean-square size."""
@@ -156,7 +153,7 @@ class Joint(nn.Module):
     def text_to_image(self, text, steps):
         """Texts (N, characters) -> pixel probabilities (N, pixels) of one sample each."""
         z = self.complete(self.latent(text, TEXT), TEXT, steps)[0]
-        return self.image.down(torch.bernoulli(z))
+        return self.image.down(draw(z))
 
     def word_energies(self, image, words):
         """Free energy (N, W) of each image (N, pixels) joined to each of W texts (W, characters): exp(-F) is the
@@ -166,10 +163,9 @@ class Joint(nn.Module):
         columns = [torch.nn.functional.softplus(a + one @ self.rbm.W[self.blocks()[TEXT]]).sum(1) for one in y]
         return -(torch.stack(columns, dim=1) + y @ self.rbm.b[self.blocks()[TEXT]])
 
-    def joint_code(self, image, text):
-        """p(h | z_img, z_txt), (N, H), of pairs; with text None, of images whose text side gives no input."""
+    def joint_code(self, image, steps=20, keep=10):
+        """E p(h | z_img, z_txt), (N, H), of images (N, pixels) alone: the text is what the clamped chain fills in, and
+        the code is averaged over the last `keep` of its steps."""
         z = self.latent(image, IMAGE)
-        a = self.rbm.c + z @ self.rbm.W[self.blocks()[IMAGE]]
-        if text is not None:
-            a = a + self.latent(text, TEXT) @ self.rbm.W[self.blocks()[TEXT]]
-        return torch.sigmoid(a)
+        states = self.complete(z, IMAGE, steps, keep)
+        return torch.stack([self.rbm.hidden(torch.cat((z, y), dim=1)) for y in states]).mean(0)

@@ -32,28 +32,28 @@ device = 'auto'                  # cuda, mps or cpu
 # stimuli: see stimuli.py
 folder = 'out/groundeep'         # where they are, or are put
 data_seed = 0
-side = 36                        # pixels
-max_number = 32
-train_images = 20_000
+side = 20                        # pixels
+max_number = 9                   # to 32 works, with --side=36 --item_area=0.0025
+train_images = 10_000
 held_out_images = 1600           # of each of validation and test
-frequency = 'zipf'               # of numbers in training: zipf or uniform
-item_area = 0.0025               # smallest disc, as a share of the image
+frequency = 'uniform'            # of numbers in training: uniform or zipf
+item_area = 0.008                # smallest disc, as a share of the image
 size_octaves = 1.0
 spacing_octaves = 1.0
 text = 'words'                   # words, digits or mixed
 # sizes
-image_layers = '500,500'         # hidden units of the image DBN, bottom up
-text_hidden = 80                 # units of z_txt
-joint_hidden = 800               # units of the joint RBM
+image_layers = '300,300'         # hidden units of the image DBN, bottom up
+text_hidden = 40                 # units of z_txt
+joint_hidden = 300               # units of the joint RBM
 # training
 batch_size = 100                 # also the number of persistent chains
 greedy = False                   # image DBN layer by layer; false: all layers on every batch (iterative)
 image_epochs = 40                # of each layer when greedy, of all together when iterative
-text_epochs = 30                 # cheap: 32 words
-joint_epochs = 40
-image_lr = 0.05                  # each rate falls linearly to a tenth over its stage
+text_epochs = 15                 # cheap: a few words
+joint_epochs = 30
+image_lr = 0.1                   # each rate falls linearly to a tenth over its stage
 text_lr = 0.05
-joint_lr = 0.02
+joint_lr = 0.2
 image_k = 1                      # Gibbs steps of the negative phase
 joint_k = 1
 image_persistent = False         # PCD in the DBNs; the joint RBM has it with mitigation
@@ -69,18 +69,18 @@ warmup = True                    # auxiliary clamping before, and among, free-ph
 hot_gibbs = True                 # generating chains are annealed from a high temperature
 gain = True                      # dynamic gain control
 mitigation = True                # of mode collapse: persistent chains that are partly restarted
-warmup_epochs = 10
+warmup_epochs = 20
 clamp_share = 0.5
 clamp_steps = 5
 hot = 0.5                        # inverse temperature at the start of a hot chain
 refresh = 0.01
 gain_rate = 0.01
 # evaluation
-chain_steps = 60                 # of IMG->TXT and TXT->IMG
+chain_steps = 40                 # of IMG->TXT and TXT->IMG
 samples = 20                     # drawings of each word
 name_upto = 9                    # the table's IMG->TXT is over 1 ... this
 draw_upto = 5                    # its TXT->IMG over 1 ... this
-judge_epochs = 4
+judge_epochs = 8
 permutations = 500               # of the RSA
 watch = 200                      # validation images that the diagnostics of each epoch are computed on
 save_every = 5                   # epochs between checkpoints
@@ -138,50 +138,55 @@ def stages_of(config):
 
 
 def train_epoch(joint, part, stage, epoch, layers, epochs, config):
-    """One epoch of one stage on tensors {'image', 'text'}; returns {error/...: mean over the batches}."""
+    """One epoch of one stage on tensors {'image', 'text'}."""
     how = {'lr': config[f'{stage}_lr'] * (1 - 0.9 * epoch / epochs), 'weight_decay': config['weight_decay'],
            'momentum': config['last_momentum' if epoch >= config['momentum_epochs'] else 'first_momentum'],
            'sparsity': config['sparsity'], 'sparsity_cost': config['sparsity_cost']}
-    total, count = {}, 0
+    if stage == 'text':      # a few words: a sparse code would have to be shared by them
+        how['sparsity_cost'] = 0.0
     for batch, rows in enumerate(batches(len(part['image']), config['batch_size'], part['image'].device)):
         if stage == 'joint':
-            errors = {'error/joint': joint.learn(part['image'][rows], part['text'][rows], batch, epoch,
-                                                 k=config['joint_k'], **how)}
-        elif stage == 'image':
-            found = joint.image.learn(part['image'][rows], layers, k=config['image_k'],
-                                      persistent=config['image_persistent'], **how)
-            errors = {f'error/image {layer + 1}': error for layer, error in found.items()}
+            joint.learn(part['image'][rows], part['text'][rows], batch, epoch, k=config['joint_k'], **how)
         else:
-            # 32 words are few: a sparse code would have to be shared by them, so the text RBM has no sparsity target.
-            errors = {'error/text': joint.text.learn(part['text'][rows], (0,), k=config['image_k'],
-                                                     persistent=config['image_persistent'],
-                                                     **how | {'sparsity_cost': 0.0})[0]}
-        total = {name: total.get(name, 0) + error for name, error in errors.items()}
-        count += 1
-    return {name: value / count for name, value in total.items()}
+            dbn = joint.image if stage == 'image' else joint.text
+            dbn.learn(part[stage][rows], layers, k=config['image_k'], persistent=config['image_persistent'], **how)
 
 
-def codes(joint, part):
+def errors(joint, part, stage):
+    """{'error/<layer>': reconstruction error} of the machines that learn in a stage, on a split {'image', 'text'}."""
+    if stage == 'joint':
+        return {'error/joint': joint.rbm.reconstruction_error(joint.latents(part['image'], part['text'])).item()}
+    found, v = {}, part[stage]
+    for i, rbm in enumerate((joint.image if stage == 'image' else joint.text).layers):
+        found[f'error/{stage} {i + 1}'] = rbm.reconstruction_error(v).item()
+        v = rbm.hidden(v)
+    return found
+
+
+def codes(joint, part, stage='joint'):
     """{layer: (N, units) NumPy} of a split {'image', 'text'}: each image layer, z_img, z_txt, and the joint code of the
-    image alone (the text gives no input, so that no layer but z_txt knows the word)."""
+    image alone (the model fills in the text itself, so that no layer but z_txt is told the word). With a stage, of the
+    layers that have begun to learn by then."""
     up = joint.image.up(part['image'])[:-1]
-    found = {f'image {i + 1}': layer for i, layer in enumerate(up)}
-    found |= {'z_img': joint.latent(part['image'], IMAGE), 'z_txt': joint.latent(part['text'], TEXT),
-              'joint': joint.joint_code(part['image'], None)}
+    found = {f'image {i + 1}': layer for i, layer in enumerate(up)} | {'z_img': joint.latent(part['image'], IMAGE)}
+    if stage != 'image':
+        found['z_txt'] = joint.latent(part['text'], TEXT)
+    if stage == 'joint':
+        found['joint'] = joint.joint_code(part['image'])
     return {name: z.cpu().numpy() for name, z in found.items()}
 
 
 def watched(joint, part, models, words, config, stage):
-    """Diagnostics of an epoch on a few validation stimuli: statistics and RSA of each layer and the alignment of z_img
-    and z_txt; in the joint stage also naming, drawing and the distinct drawings of a word."""
-    found, layers = {}, codes(joint, part)
+    """Diagnostics of an epoch on a few validation stimuli: reconstruction errors, statistics and RSA of each layer; in
+    the joint stage also the alignment of z_img and z_txt, naming, drawing and the distinct drawings of a word."""
+    found, layers = errors(joint, part, stage), codes(joint, part, stage)
     for name, z in layers.items():
         found |= {f'{key}/{name}': value for key, value in diagnose.layer_statistics(z).items()}
         rho = diagnose.rsa(diagnose.code_distances(z), models, permutations=0, seed=0)
         found |= {f'rsa {model}/{name}': value for model, (value, _) in rho.items()}
-    found['alignment/cka'] = diagnose.alignment(layers['z_img'], layers['z_txt'])
     if stage == 'joint':
-        found |= {'gain/z_img': joint.gain[IMAGE].item(), 'gain/z_txt': joint.gain[TEXT].item()}
+        found |= {'alignment/cka': diagnose.alignment(layers['z_img'], layers['z_txt']),
+                  'gain/z_img': joint.gain[IMAGE].item(), 'gain/z_txt': joint.gain[TEXT].item()}
         named = evaluate.name_images(joint, part['image'], words, config['chain_steps'])
         true = part['number'].cpu().numpy()
         found |= {f'named/{name}': evaluate.scores(said, true, config['name_upto'])['exact']
@@ -203,10 +208,7 @@ def as_tensors(split, device, rows=None):
 
 
 def save(run, step, joint):
-    """Write the checkpoint; after Ctrl-C, end with status 130. SystemExit(1), after one line, on weights not finite."""
-    if not all(value.isfinite().all() for value in joint.state_dict().values()):
-        runtime.fail(f'step {step}: weights are not finite; last good checkpoint: {run.last_good()}; '
-                     'lower the learning rates', status=1)
+    """Write the checkpoint; after Ctrl-C, end with status 130."""
     cuda = torch.cuda.get_rng_state(run.device) if run.device.type == 'cuda' else None
     runtime.write_checkpoint(run.checkpoint, {
         'phase': run.phase, 'step': step, 'config': run.config, 'commit': run.commit,
@@ -278,7 +280,7 @@ def report(run, joint, splits, config):
     found['rsa'] = {name: {model: {'rho': rho, 'p': p} for model, (rho, p) in
                            diagnose.rsa(d, models, config['permutations'], config['seed']).items()}
                     for name, d in distances.items()}
-    rows = 4000                                                                         # of training, for the read-out
+    rows = 4000                                                                        # of training, for the read-outs
     train_codes = codes(joint, {name: value[:rows] for name, value in train.items()})
     design = {'number': np.log2(true), 'size': splits['test']['log_size'], 'spacing': splits['test']['log_spacing']}
     found['readout'] = {}
@@ -289,6 +291,10 @@ def report(run, joint, splits, config):
             'weber': evaluate.weber_fraction(choice, ratios['number']),
             'r': evaluate.correlation(estimate, design['number']),
             **{f'weight of {key}': value for key, value in evaluate.choice_weights(choice, ratios).items()}}
+    # What a reader with labels gets out of a layer: the ceiling of naming from it by anything as simple as a line.
+    found['img_to_txt'] |= {f'logistic on {name}': evaluate.scores(
+        evaluate.logistic(train_codes[name], splits['train']['number'][:rows], layers[name]), true, config['name_upto'])
+        for name in ('z_img', 'joint')}
     found['layers'] = {name: diagnose.layer_statistics(z) for name, z in layers.items()}
     found['alignment'] = diagnose.alignment(layers['z_img'], layers['z_txt'])
 
@@ -394,12 +400,16 @@ def main():
         stage, epoch, layers, epochs = plan[step]
         if stage == 'joint' and epoch == 0:      # the latents' means are known only now
             joint.rbm.start_biases(joint.latents(train['image'], train['text']).mean(0))
-        errors = train_epoch(joint, train, stage, epoch, layers, epochs, config)
-        run.latest = f'{stage} ' + ', '.join(f"{name.partition('/')[2]} {value:.4f}" for name, value in errors.items())
-        run.log(step, errors, prefix='train')
+        train_epoch(joint, train, stage, epoch, layers, epochs, config)
+        if not all(value.isfinite().all() for value in joint.state_dict().values()):
+            runtime.fail(f'step {step}: weights are not finite; last good checkpoint: {run.last_good()}; lower '
+                         f'--{stage}_lr', status=1)
         # Looking must not change what comes next, or a run that looks at less would learn something else.
         with torch.random.fork_rng({run.device} if run.device.type == 'cuda' else ()):
-            run.log(step, watched(joint, val, models, words, config, stage), prefix='val')
+            found = watched(joint, val, models, words, config, stage)
+        run.log(step, found, prefix='val')
+        run.latest = f'{stage} ' + ', '.join(f"{name.partition('/')[2]} {value:.4f}" for name, value in found.items()
+                                             if name.startswith('error/'))
 
     found = report(run, joint, splits, config) | {'seconds': time.monotonic() - began, 'config': config}
     temporary = Path(run.dir / 'results.json.tmp')

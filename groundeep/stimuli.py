@@ -8,7 +8,7 @@ n, so ISA shrinks and TSA and FA grow with the square root of n. The word is the
 
 Writes: out/groundeep/stimuli_<settings>.npz and a contact sheet .png beside it
     python -m groundeep.stimuli
-    python -m groundeep.stimuli --side=100 --max_number=32
+    python -m groundeep.stimuli --side=100 --max_number=32 --item_area=0.0025
 """
 import hashlib
 import json
@@ -22,12 +22,12 @@ import runtime
 
 folder = 'out/groundeep'  # where the .npz and the contact sheet go
 data_seed = 0             # which stimuli; the three splits have streams of their own
-side = 36                 # pixels a side; 36 leaves room for 32 discs that do not touch
-max_number = 32           # numbers 1 ... max_number
-train_images = 20_000
+side = 20                 # pixels a side; 32 discs that do not touch need 36, with item_area 0.0025
+max_number = 9            # numbers 1 ... max_number
+train_images = 10_000
 held_out_images = 1600    # of each of validation and test, where all numbers are equally frequent
-frequency = 'zipf'        # of the numbers in training: zipf (1/n, as number words are) or uniform
-item_area = 0.0025        # ISA of the smallest disc at max_number, as a share of the image
+frequency = 'uniform'     # of the numbers in training: uniform, or zipf (1/n, as number words are)
+item_area = 0.008         # ISA of the smallest disc at max_number, as a share of the image
 size_octaves = 1.0        # range of Size: ISA at a given number varies over half as many octaves
 spacing_octaves = 1.0     # range of Spacing: FA likewise
 text = 'words'            # words, digits, or mixed (each image draws one of the two)

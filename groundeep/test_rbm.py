@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from groundeep.rbm import RBM, annealed
+from groundeep.rbm import RBM, annealed, centred, difference
 
 MODELS = [{'binary': 4, 'hidden': 3}, {'binary': 2, 'hidden': 3, 'groups': 2, 'classes': 3},
           {'binary': 0, 'hidden': 4, 'groups': 2, 'classes': 3}]
@@ -96,6 +96,11 @@ def distance(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
+def contrast(rbm, data, model):
+    """The gradient that learning takes from data and samples of the model."""
+    return difference(rbm.correlations(data), rbm.correlations(model))
+
+
 @pytest.mark.parametrize('sizes', MODELS)
 def test_contrastive_divergence_comes_to_the_exact_gradient_as_chains_grow(sizes):
     rbm = tiny(**sizes)
@@ -103,7 +108,7 @@ def test_contrastive_divergence_comes_to_the_exact_gradient_as_chains_grow(sizes
     data = few.repeat(20_000, 1)
     exact = rbm.exact_gradient(few)
     torch.manual_seed(1)
-    errors = {k: distance(rbm.gradient(data, rbm.negative(data, k, persistent=False)), exact) for k in (1, 30)}
+    errors = {k: distance(contrast(rbm, data, rbm.negative(data, k, persistent=False)), exact) for k in (1, 30)}
     assert errors[30] < 0.03 < errors[1]
 
 
@@ -113,7 +118,7 @@ def test_persistent_chains_come_to_the_exact_gradient_and_survive_refreshing():
     exact = rbm.exact_gradient(data)
     for _ in range(30):
         model = rbm.negative(data, 1, persistent=True)
-    assert distance(rbm.gradient(data, model), exact) < 0.04
+    assert distance(contrast(rbm, data, model), exact) < 0.04
     before = rbm.fantasy.clone()
     assert rbm.negative(data, 1, persistent=True, refresh=1.0) is rbm.fantasy       # all chains began again
     assert not torch.equal(before, rbm.fantasy)
@@ -223,3 +228,16 @@ def test_the_schedule_of_a_hot_chain_rises_to_one():
     betas = annealed(20, 0.4)
     assert len(betas) == 20 and betas[0] == 0.4 and betas[-5:] == [1.0] * 5 and betas == sorted(betas)
     assert annealed(3, 1.0) == [1.0] * 3
+
+
+def test_the_centred_gradient_is_zero_where_the_plain_one_is_and_points_uphill():
+    rbm = tiny(binary=4, hidden=3)
+    states = rbm.all_visible()
+    model = rbm.correlations(states)      # any statistics of both phases will do
+    assert all((value == 0).all() for value in centred(model, model).values())
+    data = states[[0, 1]]
+    p = torch.softmax(-rbm.free_energy(states), 0)
+    h = rbm.hidden(states)
+    step = centred(rbm.correlations(data), {'W': (states * p[:, None]).T @ h, 'b': p @ states, 'c': p @ h})
+    exact = rbm.exact_gradient(data)
+    assert sum((step[name] * exact[name]).sum() for name in step) > 0
