@@ -151,7 +151,7 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
   geometry.setAttribute('color', new THREE.BufferAttribute(
     new Float32Array(labels.flatMap((c) => colours[c].toArray())), 3));
   const cloud = new THREE.Points(geometry, new THREE.PointsMaterial({
-    size: 0.03, vertexColors: true, map: texture(THREE, 64, disc), alphaTest: 0.5 }));
+    size: 0.034, vertexColors: true, map: texture(THREE, 64, disc), transparent: true, alphaTest: 0.1 }));
   scene.add(cloud);
   for (let c = 0; c < 10; c++) {    // at the median of its class: the cloud can be read without telling colours apart
     const members = points.filter((_, i) => labels[i] === c);
