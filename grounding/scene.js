@@ -124,6 +124,7 @@ export function labelSprite(THREE, text, colour) {
   });
   const sprite = new THREE.Sprite(new THREE.SpriteMaterial({ map, depthTest: false }));
   sprite.scale.setScalar(0.17);
+  sprite.renderOrder = 1;           // after the points
   return sprite;
 }
 
