@@ -9,7 +9,7 @@
                              (share of same-class midpoints that it calls that class
                               + its mean confidence on midpoints of two classes) / 2
   intrinsic_dimension        of the latent around its points: maximum likelihood (Levina & Bickel 2004), averaged as
-                             MacKay & Ghahramani (2005) correct it
+                             MacKay & Ghahramani (2005) correct it; reads low where a neighbourhood reaches over an edge
 
   manifold_score = mean(trustworthiness, continuity, neighborhood_hit, (silhouette + 1) / 2, knn_accuracy,
                         interpolation_smoothness), in [0, 1]
@@ -45,17 +45,18 @@ def neighborhood_hit(Z, labels, k):
     return float((labels[nearest] == labels[:, None]).mean())
 
 
-def intrinsic_dimension(Z, k):
-    """Maximum-likelihood dimension of the points Z (N, D) from their k nearest others; None if all coincide.
+def intrinsic_dimension(distances):
+    """Maximum-likelihood dimension from the distances (N, k), ascending, of N points to their k nearest others.
 
-    1 / m(x) = mean over j < k of log(T_k / T_j), T_j the distance of the j-th nearest; the mean is taken of 1 / m.
+    1 / m = mean over the points and over j < k of log(T_k / T_j), T_j the distance of the j-th nearest. On a flat patch
+    without edges the k - 1 logarithms of a point are exponential with mean 1 / m, so their mean is unbiased. (Levina
+    and Bickel's k - 2 is for a mean of m; with it a mean of 1 / m reads low by 1 / (k - 1).) None if all coincide.
     """
-    distances = NearestNeighbors(n_neighbors=k).fit(Z).kneighbors()[0].astype(np.float64)    # (N, k), ascending
-    distances = distances[distances[:, 0] > 0]                                    # a duplicate has no neighbourhood
+    distances = distances[distances[:, 0] > 0].astype(np.float64)                 # a duplicate has no neighbourhood
     if not len(distances):
         return None
-    inverse = np.log(distances[:, -1:] / distances[:, :-1]).sum(1) / (k - 2)      # unbiased: k - 2, not k - 1
-    return float(1 / inverse.mean()) if inverse.mean() > 0 else None
+    inverse = np.log(distances[:, -1:] / distances[:, :-1]).mean()
+    return float(1 / inverse) if inverse > 0 else None
 
 
 def pairs(labels, number, same, generator):
@@ -88,8 +89,9 @@ def measure(X, Z, y, knn_accuracy, to_images, judge, k, seed):
                'knn_accuracy': knn_accuracy,
                'interpolation_smoothness': smoothness}
     terms = [(metrics[name] + 1) / 2 if name == 'silhouette' else metrics[name] for name in PARTS]
+    distances, _ = NearestNeighbors(n_neighbors=min(LID_NEIGHBORS, len(Z) - 1)).fit(Z).kneighbors()   # self left out
     return {'manifold_score': float(np.mean(terms))} | metrics | {
-        'interpolation': parts, 'intrinsic_dimension': intrinsic_dimension(Z, min(LID_NEIGHBORS, len(Z) - 1))}
+        'interpolation': parts, 'intrinsic_dimension': intrinsic_dimension(distances)}
 
 
 def main():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from settings import fail, write_atomic
+from settings import fail, write_atomic, write_json
 
 FORMAT = 'grounding autoencoder 1'
 
@@ -148,6 +148,24 @@ def epoch_path(config, epoch):
     """..._epochXXX.pt beside output.checkpoint_path."""
     path = Path(config['output']['checkpoint_path'])
     return path.with_name(f'{path.stem}_epoch{epoch:03d}{path.suffix or ".pt"}')
+
+
+def keep(config, model, epochs, source):
+    """After an epoch: the checkpoints that are due, and the report of the epochs so far.
+
+    epochs: one dict an epoch, with 'epoch' and 'seconds'; source: which data, in words.
+    """
+    output, epoch = config['output'], epochs[-1]['epoch']
+    if epoch == config['training']['epochs']:
+        save(output['checkpoint_path'], model, config, epoch, epochs[-1])
+    if output['save_every_n_epochs'] and epoch % output['save_every_n_epochs'] == 0:
+        save(epoch_path(config, epoch), model, config, epoch, epochs[-1])
+    write_json(output['report_path'], {
+        'experiment': config['experiment']['name'], 'data': source, 'config': config,
+        'parameters': parameter_counts(model), 'device': str(next(model.parameters()).device),
+        'threads': torch.get_num_threads(), 'torch': torch.__version__,
+        'seconds': sum(e['seconds'] for e in epochs), 'cpu_seconds': sum(e['cpu_seconds'] for e in epochs),
+        'epochs': epochs})
 
 
 def load(config, device, path=None):

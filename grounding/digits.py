@@ -182,7 +182,7 @@ def augment(x, settings):
 
     settings, the section self_supervised: largest translation (pixels, either axis), rotation (degrees), scale
     (relative change), intensity (relative change), noise (standard deviation), masking (side of a black square,
-    pixels).
+    pixels). Brightening saturates: it changes only ink that is not yet white, of MNIST's about half.
     """
     B, device = len(x), x.device
     uniform = lambda limit: (2 * torch.rand(B, device=device) - 1) * limit           # noqa: E731

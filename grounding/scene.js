@@ -95,27 +95,36 @@ export function paint(canvas, pixels) {
   context.putImageData(image, 0, 0);
 }
 
-function discTexture(THREE) {
-  const canvas = Object.assign(document.createElement('canvas'), { width: 64, height: 64 });
-  const context = canvas.getContext('2d');
-  context.fillStyle = '#fff';
-  context.arc(32, 32, 30, 0, 2 * Math.PI);
-  context.fill();
-  return new THREE.CanvasTexture(canvas);
+// A texture of what draw(context, size) paints. What stays transparent is white, not black as a canvas has it:
+// filtering would draw a dark line around everything.
+function texture(THREE, size, draw) {
+  const context = Object.assign(document.createElement('canvas'), { width: size, height: size }).getContext('2d');
+  draw(context, size);
+  const { data } = context.getImageData(0, 0, size, size);
+  for (let i = 0; i < data.length; i += 4) if (!data[i + 3]) data.fill(255, i, i + 3);
+  const map = new THREE.DataTexture(new Uint8Array(data.buffer), size, size);
+  Object.assign(map, { flipY: true, generateMipmaps: true, needsUpdate: true, colorSpace: THREE.SRGBColorSpace,
+    magFilter: THREE.LinearFilter, minFilter: THREE.LinearMipmapLinearFilter });
+  return map;
 }
 
-// The digit in its colour at the median of its class: the cloud can be read without telling colours apart.
-function labelSprite(THREE, c) {
-  const canvas = Object.assign(document.createElement('canvas'), { width: 96, height: 96 });
-  const context = canvas.getContext('2d');
-  Object.assign(context, { font: 'bold 72px system-ui, sans-serif', textAlign: 'center', textBaseline: 'middle',
-    lineWidth: 12, strokeStyle: '#fff', fillStyle: PALETTE[c] });
-  context.strokeText(c, 48, 50);
-  context.fillText(c, 48, 50);
-  const map = new THREE.CanvasTexture(canvas);
-  map.colorSpace = THREE.SRGBColorSpace;
+function disc(context, size) {
+  context.fillStyle = '#fff';
+  context.arc(size / 2, size / 2, size / 2 - 2, 0, 2 * Math.PI);
+  context.fill();
+}
+
+// A letter or digit in colour with a white halo, always facing the reader and in front of everything.
+export function labelSprite(THREE, text, colour) {
+  const map = texture(THREE, 128, (context, size) => {
+    Object.assign(context, { font: 'bold 84px system-ui, sans-serif', textAlign: 'center', textBaseline: 'middle',
+      lineWidth: 14, lineJoin: 'round', strokeStyle: '#fff', fillStyle: colour });
+    context.strokeText(text, size / 2, size / 2 + 4);
+    context.fillText(text, size / 2, size / 2 + 4);
+  });
   const sprite = new THREE.Sprite(new THREE.SpriteMaterial({ map, depthTest: false }));
-  sprite.scale.setScalar(0.15);
+  sprite.scale.setScalar(0.17);
+  sprite.renderOrder = 1;           // after the points
   return sprite;
 }
 
@@ -133,7 +142,7 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
   const scene = new THREE.Scene();
   scene.background = new THREE.Color('#fbfaf7');
   const camera = new THREE.PerspectiveCamera(45, 1, 0.01, 50);
-  camera.position.set(1.6, 1.1, 2.0);
+  camera.position.set(1.4, 0.9, 1.8);
   const controls = new OrbitControls(camera, renderer.domElement);
   controls.enableDamping = true;
 
@@ -143,13 +152,13 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
   geometry.setAttribute('color', new THREE.BufferAttribute(
     new Float32Array(labels.flatMap((c) => colours[c].toArray())), 3));
   const cloud = new THREE.Points(geometry, new THREE.PointsMaterial({
-    size: 0.045, vertexColors: true, map: discTexture(THREE), alphaTest: 0.4 }));
+    size: 0.034, vertexColors: true, map: texture(THREE, 64, disc), transparent: true, alphaTest: 0.1 }));
   scene.add(cloud);
-  for (let c = 0; c < 10; c++) {
+  for (let c = 0; c < 10; c++) {    // at the median of its class: the cloud can be read without telling colours apart
     const members = points.filter((_, i) => labels[i] === c);
     if (!members.length) continue;
     const middle = (axis) => members.map((p) => p[axis]).sort((a, b) => a - b)[members.length >> 1];
-    const sprite = labelSprite(THREE, c);
+    const sprite = labelSprite(THREE, `${c}`, PALETTE[c]);
     sprite.position.set(middle(0), middle(1), middle(2));
     scene.add(sprite);
   }
@@ -182,6 +191,11 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
     frames += 1;
   });
   return { scene, camera, pick, canvas: renderer.domElement, frames: () => frames };
+}
+
+// asymmetric_resnet8_autoencoder -> asymmetric resnet8 autoencoder, which can be broken into lines.
+export function readable(name) {
+  return name.replaceAll('_', ' ');
 }
 
 export function drawLegend(element, labels) {

@@ -9,17 +9,24 @@ import sys
 import urllib.request
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
+
+from small_run import CONFIG, FOLDER, NAME, NOT_TESTED, call, fake_digits, options, write_idx
+
+if NOT_TESTED:
+    pytest.skip(NOT_TESTED, allow_module_level=True)
+
+import onnxruntime
 import yaml
+from sklearn.neighbors import NearestNeighbors
 
 import analyze_manifold
 import autoencoders
 import digits
 import onnx_file
+import results
 import settings
-from conftest import CONFIG, FOLDER, NAME, call, fake_digits, options, write_idx
 from latents import l2_normalize
 
 
@@ -135,8 +142,10 @@ def test_download_checks_md5_before_a_file_gets_its_name(tmp_path, monkeypatch, 
 REST = {'translation': 0, 'rotation': 0, 'scale': 0, 'intensity': 0, 'noise': 0, 'masking': 0}
 
 
-def test_augmentations(data_root):
-    x = digits.Digits(*fake_digits(40, seed=5), '').images
+def test_augmentations():
+    # Real digits: brightening saturates where ink is white, and of the fake ones all ink is. Of real ink half is grey.
+    (images, labels), _, _ = digits.read('/nowhere', False)
+    x = digits.Digits(images[::10], labels[::10], '').images
     assert torch.allclose(digits.augment(x, REST), x, atol=1e-5)
     for key, limit in (('translation', 3), ('rotation', 30), ('scale', 0.3), ('intensity', 0.5), ('noise', 0.3),
                        ('masking', 20)):
@@ -296,8 +305,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_root, tmp_path, monkeypatc
     assert not list(tmp_path.glob('artifacts/*.pt'))
 
 
-@pytest.mark.xfail(reason='losses of two runs of a seed differ by about 1e-4: not found out yet')
 def test_the_same_seed_trains_the_same_network(trained, tmp_path, monkeypatch):
+    # With one number of threads: another adds in another order, and Adam makes 1e-7 of a gradient 1e-4 of a loss.
     monkeypatch.chdir(tmp_path)
     call('train_covnet', *trained.options)
     reports = [json.loads((folder / 'artifacts' / f'{NAME}_training.json').read_text())
@@ -310,7 +319,7 @@ def test_checkpoints_that_do_not_fit(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(trained.root)
     config = config_of(CONFIG, 'model.latent_dim=8')
     model, epoch = autoencoders.load(config, 'cpu')
-    assert epoch == 2 and not model.training
+    assert epoch == 6 and not model.training
     assert 'but the config asks for' in error_of(capsys, autoencoders.load, config_of(), 'cpu')
     damaged = tmp_path / 'damaged.pt'
     damaged.write_bytes((trained.artifacts / f'{NAME}.pt').read_bytes()[:1000])
@@ -321,12 +330,33 @@ def test_checkpoints_that_do_not_fit(trained, tmp_path, monkeypatch, capsys):
 
 # ---- measures -------------------------------------------------------------------------------------------------------
 
+def nearest(distances, k):
+    """The k smallest of each row (N, N) of distances, ascending, without that of a point to itself."""
+    return np.sort(np.partition(distances + np.diag([np.inf] * len(distances)), k, axis=1)[:, :k], axis=1)
+
+
+@pytest.mark.parametrize('dimension', [1, 2, 5])
+def test_intrinsic_dimension_without_edges_is_right(dimension):
+    x = np.random.default_rng(0).uniform(size=(2000, dimension))
+    square = np.zeros((2000, 2000))
+    for column in x.T:                                     # geodesics of a flat torus of circumference 1: no edge
+        apart = abs(column[:, None] - column)
+        square += np.minimum(apart, 1 - apart) ** 2
+    assert analyze_manifold.intrinsic_dimension(nearest(np.sqrt(square), 20)) == pytest.approx(dimension, rel=0.03)
+
+
 @pytest.mark.parametrize('dimension', [1, 2, 5])
 def test_intrinsic_dimension_of_a_flat_patch(dimension):
     generator = np.random.default_rng(0)
     patch = generator.uniform(size=(2000, dimension)) @ generator.normal(size=(dimension, 12))
-    found = analyze_manifold.intrinsic_dimension(patch, 20)
-    assert found == pytest.approx(dimension, rel=0.15)
+    distances, _ = NearestNeighbors(n_neighbors=20).fit(patch).kneighbors()
+    found = analyze_manifold.intrinsic_dimension(distances)
+    assert found == pytest.approx(dimension, rel=0.15)     # low: in 5 dimensions most points are near an edge
+
+
+def test_points_that_coincide_have_no_dimension():
+    assert analyze_manifold.intrinsic_dimension(np.zeros((30, 5))) is None
+    assert analyze_manifold.intrinsic_dimension(np.ones((30, 5))) is None
 
 
 def test_neighborhood_hit_at_its_ends():
@@ -351,6 +381,30 @@ def test_manifold_score_is_the_mean_of_its_parts(trained, monkeypatch):
                                                             + kinds['different_class_confidence']) / 2)
     pixels = result['baselines']['raw pixels']
     assert pixels['trustworthiness'] == pixels['continuity'] == 1      # pixels against themselves
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+def test_the_table_gives_spread_and_says_fail_where_an_aim_is_missed():
+    def rows(latent):
+        spaces = {space: dict.fromkeys(results.COLUMNS, 0.5) | {'kNN accuracy': accuracy}
+                  for space, accuracy in (('raw pixels', 0.94), ('PCA', 0.955), ('latent', latent))}
+        return spaces | {'data': 'data: fake; used 500 train, 20 val, 100 test'}
+    stems = [path.stem for path in results.CONFIGS]
+    found = {stems[1]: {0: rows(0.94), 1: rows(0.96)}, stems[2]: {0: rows(0.90)},
+             stems[4]: {0: rows(0.91), 1: rows(0.80)}}
+    lines = results.table(found)
+    assert '| 0.9500 ± 0.0141 |' in next(line for line in lines if stems[1] in line)
+    assert sum(line.startswith('| raw pixels') for line in lines) == 2      # of 1 and 4; of 2 with another n of seeds
+    assert [line.split(':')[0] for line in results.aims(found)] == ['- FAIL', '- PASS', '- FAIL', '- PASS']
+    assert results.aims(found)[-1].endswith('experiment 4, kNN accuracy 0.9100; experiment 2 0.9000 (n = 1)')
+
+
+def test_a_table_of_nothing_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['results.py', '--table', '--out', str(tmp_path)])
+    assert 'no finished run' in error_of(capsys, results.main)
+    monkeypatch.setattr(sys, 'argv', ['results.py', '--seeds', '0,x'])
+    assert "'0,x' is not a list" in error_of(capsys, results.main)
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def main():
     device = settings.start(config)
     splits, source = digits.load(config)
     print(source)
-    training, output = config['training'], config['output']
+    training = config['training']
     workers = settings.usable_workers(training['num_workers'])
     model = autoencoders.build(config).to(device)
     counts = autoencoders.parameter_counts(model)
@@ -34,14 +34,14 @@ def main():
           f'{counts["decoder"]:,} in the decoder; {device}')
     optimizer = torch.optim.AdamW(model.parameters(), lr=training['learning_rate'],
                                   weight_decay=training['weight_decay'])
-    epochs, began = [], time.monotonic()
+    epochs = []
     augmentation = config['self_supervised']
     repeats = augmentation['augmentations_per_sample'] if augmentation['enabled'] else 1
     print(f'{len(splits["train"]):,} digits x {repeats} variants an epoch')
 
     for epoch in range(1, training['epochs'] + 1):
         model.train()
-        total, seen, started = 0.0, 0, time.monotonic()
+        total, seen, started, cpu_started = 0.0, 0, time.monotonic(), time.process_time()
         loader = digits.batches(splits['train'].images, training['batch_size'], repeats, workers,
                                 seed=config['experiment']['seed'] * 10_000 + epoch, progress=f'epoch {epoch}')
         for x, in loader:
@@ -56,21 +56,14 @@ def main():
         train_loss = float(total) / seen
         val_loss = autoencoders.cross_entropy(model, splits['val'].images, device)
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            settings.fail(f'epoch {epoch}: the training loss is {train_loss}; lower training.learning_rate', status=1)
+            settings.fail(f'epoch {epoch}: the loss is {train_loss} in training, {val_loss} in validation; '
+                          'lower training.learning_rate', status=1)
         epochs.append({'epoch': epoch, 'train_loss': train_loss, 'val_loss': val_loss,
-                       'seconds': time.monotonic() - started})
+                       'seconds': time.monotonic() - started, 'cpu_seconds': time.process_time() - cpu_started})
         print(f'epoch {epoch:3d}/{training["epochs"]}  train {train_loss:.5f}  val {val_loss:.5f}  '
               f'{epochs[-1]["seconds"]:.1f} s', flush=True)
-        last = epoch == training['epochs']
-        if last:
-            autoencoders.save(output['checkpoint_path'], model, config, epoch, epochs[-1])
-        if output['save_every_n_epochs'] and epoch % output['save_every_n_epochs'] == 0:
-            autoencoders.save(autoencoders.epoch_path(config, epoch), model, config, epoch, epochs[-1])
-        settings.write_json(output['report_path'], {
-            'experiment': config['experiment']['name'], 'data': source, 'config': config, 'parameters': counts,
-            'device': str(device), 'threads': torch.get_num_threads(), 'torch': torch.__version__,
-            'seconds': time.monotonic() - began, 'epochs': epochs})
-    print(f'wrote {output["checkpoint_path"]} and {output["report_path"]}')
+        autoencoders.keep(config, model, epochs, source)
+    print(f'wrote {config["output"]["checkpoint_path"]} and {config["output"]["report_path"]}')
 
 
 if __name__ == '__main__':
