@@ -12,13 +12,11 @@ minutes after the baseline; stop it any time (Ctrl-C) and start the same command
 Reads:  nothing (it runs P1 to P5)      Writes: out/p7/<ablation>/seed<k>/p1 ... p5, ablations.md, ablations.png
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
-    python p7_ablate.py --throughput=true        # sentences a second and peak memory of two canvas sizes
 """
 import json
 import math
 import os
 import re
-import resource
 import shlex
 import signal
 import subprocess
@@ -31,9 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import p1_canvas
 import plot
-import priors
 import runtime
 
 out_dir = 'out/p7'        # the runs, the table and the figure
@@ -42,7 +38,6 @@ only = ''                 # ablations separated by commas; '' is all of them. Th
 preset = 'cpu'            # cpu: the ablation size below; gpu: the plan's size, fewer steps; smoke: two steps, for tests
 jobs = 0                  # runs at the same time; 0: one a GPU, or two on a CPU (a thread each beats two threads)
 dry_run = False           # list the commands and the estimated time, run nothing
-throughput = False        # measure 32x32x6 against 48x48x8 instead
 device = 'auto'
 config = runtime.configure(globals())
 
@@ -321,80 +316,10 @@ def chart(found):
     return plot.save(fig, Path(out_dir) / 'ablations.png')
 
 
-# ---- throughput -----------------------------------------------------------------------------------------------------
-
-def measure(size, channels, batch):
-    """Sentences a second of the full-size encoder (forward; forward and backward with the priors) and peak memory (on a
-    CPU of the whole process, Linux only), in this process."""
-    where = runtime.find_device(device)
-    bf16 = runtime.find_dtype('auto', where) == torch.bfloat16
-    arch = ({name: getattr(p1_canvas, name) for name in p1_canvas.SIZES}
-            | {'size': size, 'query_grid': size, 'channels': channels})
-    encoder = p1_canvas.build(arch)['encoder'].to(where)
-    x = torch.randint(4, 700, (batch, 20), device=where)
-    weights = p1_canvas.weights(p1_canvas.config)
-
-    def timed(step):
-        step()
-        if where.type == 'cuda':
-            torch.cuda.synchronize()
-        began, n = time.perf_counter(), 0
-        while n < 3 or time.perf_counter() - began < 5:
-            step()
-            n += 1
-            if where.type == 'cuda':
-                torch.cuda.synchronize()
-        return batch * n / (time.perf_counter() - began)
-
-    def forward():
-        with torch.no_grad(), torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-            encoder(x)
-
-    def backward():
-        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-            V = encoder(x)
-        priors.image_prior_loss(priors.image_prior_terms(V), weights).backward()
-
-    rates = timed(forward), timed(backward)
-    peak = (torch.cuda.max_memory_allocated() if where.type == 'cuda' else
-            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return {'size': size, 'channels': channels, 'batch': batch, 'forward': rates[0], 'backward': rates[1],
-            'gigabytes': peak / 2**30}
-
-
-def measure_all():
-    """Each canvas and batch in a process of its own, or the peaks would add up; a batch that does not
-    fit is left out."""
-    rows = []
-    for size, channels in ((32, 6), (48, 8)):
-        for batch in (8, 32, 128, 512) if runtime.find_device(device).type == 'cuda' else (2, 8, 32):
-            code = (f'import json, p7_ablate; p7_ablate.device = {device!r}; '
-                    f'print(json.dumps(p7_ablate.measure({size}, {channels}, {batch})))')
-            done = subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True)
-            if done.returncode:
-                why = (done.stderr.strip().splitlines() or ['killed: out of memory?'])[-1]
-                print(f'{size}x{size}x{channels}  batch {batch:4d}  {why[:100]}')
-                continue
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            row = rows[-1]
-            print(f"{size}x{size}x{channels}  batch {batch:4d}  forward {row['forward']:8.1f} sentences/s  "
-                  f"forward + backward {row['backward']:8.1f}  peak {row['gigabytes']:.2f} GiB", flush=True)
-    for kind, label in (('forward', 'forward'), ('backward', 'forward + backward')):
-        small, large = (max((row for row in rows if row['size'] == size), key=lambda row: row[kind], default=None)
-                        for size in (32, 48))
-        if small and large:
-            print(f'{label}: 48x48x8 (best at batch {large["batch"]}) does {large[kind] / small[kind]:.2f} of the '
-                  f'sentences a second of 32x32x6 (best at batch {small["batch"]})')
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    runtime.write_json(Path(out_dir) / 'throughput.json', rows)
-
-
 def main():
     if preset not in PRESETS or min(seeds, jobs + 1) < 1:
         runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects one of {", ".join(PRESETS)}, at least '
                      'one seed, and jobs that are not negative')
-    if throughput:
-        return measure_all()
     names = [name.strip() for name in only.split(',') if name.strip()] or list(ABLATIONS)
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects some of {", ".join(ABLATIONS)}')
