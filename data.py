@@ -31,7 +31,7 @@ import runtime
 
 num = 20_000              # training scenes
 complexity = 1            # 1: two things, one relation; 2: three things, two relations; 3: four things, three relations
-simple_share = 0.5        # of the training scenes of complexity 2 and 3: scenes of fewer things, which are learnt first
+simple_share = 0.5        # of the prepared training scenes of complexity 2 and 3: scenes of fewer things, learnt first
 seed = 0                  # which scenes, which wordings
 out = ''                  # write `num` sentences to this .txt or .jsonl instead of preparing arrays
 corpus = ''               # a corpus of your own: .txt (a sentence a line) or .jsonl (original, paraphrases, ...)
@@ -556,7 +556,7 @@ def scenes_of(split, n, complexity, seed, without=()):
 
 def mix_in_simpler(scenes, config):
     """Training scenes of complexity 2 or 3, `simple_share` of them replaced by scenes of each lower complexity in equal
-    parts: what is read and told apart in two things first carries over to three (LOG.md)."""
+    parts: what is read in two things first carries over to three (LOG.md)."""
     lower = range(1, config['complexity'])
     each = int(config['simple_share'] * len(scenes) / len(lower))
     simpler = [scene for c in lower for scene in scenes_of('train', each, c, config['data_seed'])]
@@ -700,7 +700,8 @@ def _folder(config):
         name = f"{Path(config['corpus']).stem}_{zlib.crc32(f'{stat.st_size} {stat.st_mtime_ns}'.encode()):08x}"
     else:
         name = '_'.join(f'{letter}{config[key]}' for letter, key in (
-            ('c', 'complexity'), ('n', 'num_scenes'), ('s', 'data_seed'), ('e', 'simple_share')))
+            ('c', 'complexity'), ('n', 'num_scenes'), ('s', 'data_seed'),
+            *([('e', 'simple_share')] if config['complexity'] > 1 else [])))
     return Path('out/data') / f"{name}_v{config['vocab_size']}_t{config['max_length']}_{source:08x}"
 
 
@@ -895,6 +896,8 @@ def write_sentences(path, n, complexity, seed):
 def main():
     if num < 1 or complexity not in (1, 2, 3):
         runtime.fail(f'--num must be at least 1 and --complexity 1, 2 or 3; got {num} and {complexity}')
+    if not 0 <= simple_share <= 1:
+        runtime.fail(f'--simple_share={simple_share}: expects 0 to 1')
     if out:
         return write_sentences(out, num, complexity, seed)
     if not corpus:

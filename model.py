@@ -252,7 +252,8 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The noise in a noisy canvas (Ho et al. 2020): V_t (B, C, H, W), t (B,) in [0, 1] -> (B, C, H, W) float32.
+    """What corrects a linear guess of the noise in a canvas (p6_diffusion.noise_in; Ho et al. 2020): V_t (B, C, H, W),
+    t (B,) in [0, 1] -> (B, C, H, W) float32.
 
     Three levels (H, H/2, H/4; dim, 2 dim and 4 dim channels), attention at the coarsest: 8x8 for a canvas of 32x32. dim
     is a multiple of 8, and H and W of 4."""
@@ -269,7 +270,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([ResidualBlock(8 * dim, 2 * dim, time_dim), ResidualBlock(4 * dim, dim, time_dim),
                                  ResidualBlock(2 * dim, dim, time_dim)])
         self.leave = nn.Sequential(nn.GroupNorm(8, dim), nn.SiLU(), nn.Conv2d(dim, channels, 3, padding=1))
-        nn.init.zeros_(self.leave[-1].weight), nn.init.zeros_(self.leave[-1].bias)   # predicts no noise: loss 1
+        nn.init.zeros_(self.leave[-1].weight), nn.init.zeros_(self.leave[-1].bias)   # starts as the guess
 
     def embed_time(self, t):
         """Sinusoids of t in [0, 1] (Vaswani et al. 2017), frequencies 0.1 to 1000 radians: (B,) -> (B, dim)."""

@@ -3,7 +3,9 @@
 Paraphrases of a scene are pulled together in z = g(V), other scenes and constructed counterfactuals are pushed apart
 (InfoNCE), while the image priors and the reading of V go on. The plan's free paraphrases alone teach a bag of words,
 because "A on B" / "B under A" against "B on A" is an XOR; so the paraphrases come in three stages (staged=false is the
-plan): canonical direction only, then free paraphrases pulled to canonical ones, then everything free.
+plan): canonical direction only, then free paraphrases pulled to canonical ones, then everything free. From then on most
+of a batch are pairs of scenes that z itself confuses (mine_every=0 is the plan). Scenes of more than two things come in
+when two are mastered.
 
 Reads:  out/p1/ckpt.pt      Writes: out/p2/ckpt.pt, run.json, metrics.jsonl, gate.json, plots/
     python p2_contrast.py --batch_size=16
@@ -35,11 +37,12 @@ anchors = True            # counterfactuals have paraphrases of their own; false
 mask_false_negatives = True   # rows that mean the same are never negatives of each other
 mine_every = 500          # steps between searches for the scenes that z confuses, which then fill most of the batch
                           # (from stage 3 on); 0 is the plan
-leave_out = 'count'       # a counterfactual family that training never sees, to ask if the others teach it; '' for none
+leave_out = 'count'       # a counterfactual family that is never constructed, to ask what teaches it then: the others,
+                          # or the mined pairs, which may differ in it; '' for none
 staged = True             # canonical first (see above); false is the plan
-stage1_ends = 0.95        # share of swaps beaten in the batch at which stage 1 ends,
-stage2_ends = 0.70        # stage 2 ends,
-more_come_in = 0.95       # and, in stage 3, scenes of more than the fewest things come in (complexity 2 and 3)
+stage1_ends = 0.95        # share of swaps beaten in the batch at which stage 1 ends
+stage2_ends = 0.70        # the same for stage 2
+more_come_in = 0.95       # the same at which, in stage 3, scenes of more than the fewest things come in
 lambda_vicreg = 0.0       # variance + covariance of z (VICReg), against collapse
 lambda_barlow = 0.0       # cross-correlation of the two views towards the identity (Barlow Twins)
 # what goes on from P1
@@ -103,13 +106,14 @@ def contrast(Z, meanings, valid, stage, temperature, anchors=True, mask_false_ne
 
 
 def swaps_beaten(Z, variants, valid, stage):
-    """Share of (scene, swap of it) pairs in the batch whose paraphrase is nearer than the swap; a 0-d tensor."""
+    """Share of (scene, swap of it) pairs in the batch whose paraphrase is nearer than the swap; a 0-d tensor, NaN where
+    there is no swap."""
     query = Z[:, :, 2 if stage == 2 else 0]
     similarity = torch.einsum('nke,nme->nkm', query, Z[:, :, 1])                      # (n, K, K)
     beaten = similarity.diagonal(dim1=1, dim2=2)[:, :, None] > similarity
     swap = valid & (variants >= data.VARIANTS.index('argument swap'))                 # (n, K); a pair is (scene, swap)
     hits = beaten[:, 0] & swap, beaten[:, :, 0] & swap
-    return (hits[0].sum() + hits[1].sum()) / (2 * swap.sum()).clamp(min=1)
+    return (hits[0].sum() + hits[1].sum()) / (2 * swap.sum())
 
 
 def vicreg(z):
@@ -133,7 +137,8 @@ def barlow(z1, z2):
 def confused_pairs(encode_z, corpus, run, share=0.05, pool=50_000, rows=1024):
     """The scenes that the embedding itself takes for each other (Xiong et al. 2021, ANCE): each of the first `pool`
     scenes with the scene of another meaning that is nearest in z, for the `share` of scenes whose nearest is nearest of
-    all. encode_z: (N, T) -> (N, E) unit vectors. -> (P, 2) int64 on the host, the same on every rank."""
+    all. encode_z: (N, T) -> (N, E) unit vectors. -> (P, 2) int64 on the host. Every rank searches, and all go by what
+    rank 0 found, should rounding differ."""
     z = encode_z(corpus.fixed(pool))                                                  # (S, E)
     meanings = corpus.meanings[:len(z), 0]
     found = [(z[part] @ z.T).masked_fill(meanings[part, None] == meanings, -2.0).max(1)
@@ -149,7 +154,7 @@ def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out, pairs=Non
     fill three quarters of the batch. among: the scenes to draw from, if not all."""
     scenes, generator = corpus.draw(n, seed, step, among)
     if pairs is not None:
-        some = pairs[torch.randint(len(pairs), (3 * n // 8,), generator=generator)]   # (3n/8, 2)
+        some = pairs[torch.randperm(len(pairs), generator=generator)[:3 * n // 8]]    # (3n/8, 2), or all there are
         scenes[:some.numel()] = some.T.flatten()
     # Until direction is learnt every scene brings its argument swap; after that all families have the same chance.
     extra, valid = corpus.negatives(scenes, negatives, generator, hardest=stage < 3, without=leave_out)
@@ -300,7 +305,7 @@ def main():
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged and train.canonical else 3)
     few = extra.get('few', stage == 1 and len(train.fewest) < train.size)      # only scenes of the fewest things so far
-    pairs = extra.get('pairs')
+    pairs = extra.get('pairs') if mine_every else None
     beaten_mean = torch.tensor(extra.get('beaten', 0.5), device=run.device)
     runtime.compile_nets(nets, run)
     parameters = [p for net in nets.values() for p in net.parameters()]
@@ -326,8 +331,9 @@ def main():
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | scatter
                                 | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
                 plot.trends(run.dir)
-        if mine_every and stage == 3 and not few and step and step % mine_every == 0 and not last:
-            for net in nets.values():
+        due = mine_every and step and step % mine_every == 0 and stage == 3 and not few
+        if due and train.canonical and not (last or run.interrupted):
+            for net in nets.values():      # not in a corpus of one's own, where what z confuses may mean the same
                 net.eval()
             pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
         if step % eval_every == 0 or last or run.interrupted:
@@ -388,7 +394,7 @@ def main():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
-        beaten_mean = beaten_mean.lerp(beaten, 0.1)
+        beaten_mean = torch.where(beaten.isnan(), beaten_mean, beaten_mean.lerp(beaten, 0.1))
         if step % log_every == 0:
             run.log(step, {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm,
                            'lr': lr} | terms, prefix='train')

@@ -147,7 +147,8 @@ def main():
     cell = arch['size'] // arch['query_grid']
     before = {'r1': previous['metrics']['r1'],
               **robustness(encoder, readout, splits['test'].fixed(512), run, max_shift, blur_sigma, cutout)}
-    pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run) if mine_pairs else None
+    pairs = (confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
+             if mine_pairs and train.canonical else None)      # as in P2
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)

@@ -173,7 +173,7 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
             'one sample': chosen([0] * len(texts)), 'oracle of k': chosen(oracle),
             'copy the input': paraphrase_metrics(originals, originals, [1.0] * len(originals))}
     ways['best of k']['distinct_candidates'] = sum(len(set(row)) for row in texts) / (k * len(texts))
-    rows = [{'input': o, 'paraphrase': row[i], 'f1': data.graph_f1(t, data.parse(row[i])),
+    rows = [{'input': o, 'paraphrase': row[i], 'f1': t and data.graph_f1(t, data.parse(row[i])),
              'rouge_l': ROUGE.score(o, row[i])['rougeL'].fmeasure, 'cosine': c[i]}
             for o, t, row, i, c in zip(originals, truth, texts, best, cosine)]
     return ways, rows
@@ -278,7 +278,8 @@ def main():
     for name, net in nets.items():
         net.load_state_dict(previous['ema'][name])
         net.eval()
-    pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run) if mine_pairs else None
+    pairs = (confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
+             if mine_pairs and train.canonical else None)      # as in P2
     cell = arch['size'] // arch['query_grid']
     optimizer = runtime.adamw(nets, learning_rate, weight_decay,
                               scale={'encoder': encoder_scale, 'readout': encoder_scale})
@@ -358,8 +359,8 @@ def main():
         run.say(f"{way:16s} Graph F1 {m['graph_f1']:.3f}  exact {m['graph_exact']:.3f}  ROUGE-L {m['rouge_l']:.3f}  "
                 f"cosine {m['cosine']:.3f}  not the input {m['distinct']:.3f}  unreadable {m['unreadable']:.3f}")
     for row in rows[:8]:
-        run.say(f"  {row['input']}\n    -> {row['paraphrase']}   F1 {row['f1']:.2f}  ROUGE-L {row['rouge_l']:.2f}  "
-                f"cosine {row['cosine']:.2f}")
+        run.say(f"  {row['input']}\n    -> {row['paraphrase']}   F1 {plot.number(row['f1'], '.2f')}  "
+                f"ROUGE-L {row['rouge_l']:.2f}  cosine {row['cosine']:.2f}")
     runtime.write_gate(run, gate(ways, metrics, evaluations, checked))
 
 

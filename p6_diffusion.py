@@ -93,7 +93,7 @@ def denoise(V_t, predicted, t):
 
 def noise_in(unet, V_t, t):
     """The noise in V_t as the net sees it: its output corrects sqrt(1 - a) V_t, the best linear guess for white
-    canvases (the preconditioning of Karras et al. 2022). Near t = 1 that is nearly all, and nothing has to be learnt."""
+    canvases (the preconditioning of Karras et al. 2022). Near t = 1 that is nearly all there is to know."""
     a = signal_share(t)[:, None, None, None]
     return (1 - a).sqrt() * V_t + a.sqrt() * unet(V_t, t)
 
@@ -255,7 +255,7 @@ def main():
     other = load_control(control) if control else None
     previous = runtime.inherit(run, init_from, 'p5', 'python p5_roundtrip.py')
     before = previous['metrics']
-    if 'prior_tv' not in before or previous['step'] != previous['config']['max_steps']:
+    if 'mine_pairs' not in previous['config'] or previous['step'] != previous['config']['max_steps']:
         runtime.fail(f'{init_from} is of a run that has not ended, or older than this script: python p5_roundtrip.py')
     knobs = previous['config'] | {'batch_size': batch_size}            # all losses go on as in P5
     arch = previous['arch'] | {'unet_dim': unet_dim}
@@ -269,7 +269,8 @@ def main():
     for name, net in spoken.items():
         net.load_state_dict(previous['ema'][name])
         net.eval()
-    pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run) if knobs['mine_pairs'] else None
+    pairs = (confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
+             if knobs['mine_pairs'] and train.canonical else None)      # as in P2
     run.say(f'U-Net {runtime.count_parameters(unet) / 1e6:.1f}M parameters')
     cell = arch['size'] // arch['query_grid']
     optimizer = runtime.adamw(nets, learning_rate, weight_decay,
@@ -361,7 +362,6 @@ def main():
             prior_noise = torch.randn(batch_size, *buffer.shape[1:], generator=generator, device=run.device)[mine]
             whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device),
                      torch.arange(batch_size, device=run.device)[mine], prior_t, prior_noise)
-            fresh = []
 
             def forward(part):
                 *part, t, noise = part
@@ -372,7 +372,6 @@ def main():
                     found['prior'] = (prior_loss(predict, V[some], t[some], noise[some]) if lambda_prior
                                       else V.new_zeros(()))
                 terms.update(found)
-                fresh.append(V[::max(1, batch_size // refresh)].detach())
                 return z, local + lambda_prior * found['prior']
 
             def loss_of_all(z):
@@ -387,7 +386,9 @@ def main():
             else:
                 micro = list(zip(*(t.chunk(grad_accum) for t in whole)))
                 terms['nce'], _ = runtime.cached_backward(forward, micro, loss_of_all)
-            new = runtime.gather(torch.cat(fresh[-grad_accum:]), run)
+            # Random sentences: those of the batch are mostly the ones that z confuses.
+            new = encode(encoder.eval(), random_sentences(train, refresh, seed, step + 3 * SALT)[:, 0], run)
+            new = (new - mean) / std
             buffer[torch.arange(oldest, oldest + len(new), device=run.device) % len(buffer)] = new
             oldest = (oldest + len(new)) % len(buffer)
         runtime.average_gradients(nets, run)

@@ -51,7 +51,7 @@ PRESETS = {
               f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
               '--max_steps=500 --eval_every=100',
         'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
-              '--max_steps=1000 --eval_every=250',
+              '--mine_every=250 --max_steps=1000 --eval_every=250',
         'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
               '--max_steps=150 --eval_every=50',
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
@@ -91,6 +91,8 @@ ABLATIONS = {
     'round trip': {'p5': '--lambda_cycle=0'},
     'copy suppression': {'p5': '--lambda_copy=0'},
     'jitter': ablation('--lambda_inv=0 --jitter_prob=0', 'p3 p5'),
+    'hard negatives': ablation('--negatives=0 --mine_pairs=false', 'p3 p5') | {
+        'p2': '--negatives=0 --staged=false --mine_every=0'},
     'counterfactual negatives': ablation('--negatives=0', CONTRAST) | {'p2': '--negatives=0 --staged=false'},
     'masking of false negatives': ablation('--mask_false_negatives=false', CONTRAST),
     'pyramid readout': {'p2': '--pyramid=false'},

@@ -573,7 +573,7 @@ def samples_table(folder, count=12):
         return None
     scores = ('f1', 'rouge_l', 'cosine')
     rows = [[row['input'], row['paraphrase'], *(number(row.get(key), '.2f') for key in scores)] for row in samples]
-    colours = {(i, 2): FAIL for i, row in enumerate(samples) if (row.get('f1') or 0) < 1}
+    colours = {(i, 2): FAIL for i, row in enumerate(samples) if row.get('f1') is not None and row['f1'] < 1}
     fig = table('Paraphrases of held-out sentences', ('input', 'paraphrase', 'Graph F1', 'ROUGE-L', 'cosine'), rows,
                 (48, 48, 8, 8, 7), colours, 'red: the checker reads another scene, or none' if colours else '')
     return save(fig, Path(folder) / 'plots' / 'samples.png')

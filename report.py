@@ -141,7 +141,7 @@ def samples(folders, count=16):
             scores = 'f1', 'rouge_l', 'cosine'
             cells = [(escape(row['input']), escape(row['paraphrase']),
                       *(plot.number(row.get(score), '.2f') for score in scores)) for row in rows]
-            kinds = ['fails' if (row.get('f1') or 0) < 1 else '' for row in rows]
+            kinds = ['fails' if row.get('f1') is not None and row['f1'] < 1 else '' for row in rows]
             return (f'<p>The first {len(rows)} held-out sentences of {folder.name.upper()} and what it says; shaded: '
                     'the checker reads another scene, or none.</p>\n'
                     + table(('input', 'paraphrase', 'Graph F1', 'ROUGE-L', 'cosine'), cells, kinds))

@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -338,6 +339,7 @@ def bad_files(chain):
     ('p1', ['--corpus=blank.txt'], 'only 0 different good sentences'),
     ('p1', ['--corpus=bad.txt'], 'only 0 different good sentences'),
     ('p1', ['--corpus=bad.jsonl'], 'only 0 different good sentences on 80 lines'),
+    ('p1', ['--complexity=2', '--simple_share=2'], 'expects 0 to 1'),
     ('p1', ['--complexity=9'], 'complexity'), ('p1', ['--complexity=0'], 'complexity'),
     ('p1', ['--vocab_size=100'], '--vocab_size=100: expects 260'),
     ('p1', ['--vocab_size=40000'], 'to 32768')])
@@ -445,7 +447,6 @@ OPTIONS = {
     'P2 of the plan': ('p2', ['--staged=false', '--anchors=false', '--negatives=0', '--lambda_vicreg=0.1',
                               '--lambda_barlow=0.1', '--pyramid=false', '--mask_false_negatives=false',
                               '--mine_every=0']),
-    'P2 that finds its own negatives': ('p2', ['--staged=false', '--mine_every=1']),
     'P3 of the plan': ('p3', ['--lambda_rec=0.0', '--anchors=false', '--mine_pairs=false']),
     'no family left out': ('p2', ['--leave_out=', '--negatives=3', '--lambda_rec=0.0']),
     'P4 of the plan': ('p4', ['--paraphrase_share=0.0']),
@@ -462,6 +463,26 @@ def test_options_run(here, name):
     norms = trained(out, 'unet_grad_norm' if phase == 'p6' else 'grad_norm')       # P6 moves its encoder later
     assert len(norms) == 2 and all(math.isfinite(norm) and norm > 0 for norm in norms)
     assert json.loads(Path(out, 'gate.json').read_text())['criteria']
+
+
+def test_p2_goes_on_with_the_pairs_that_z_confuses(here):
+    for out, words in (('mined', ['--mine_every=1']), ('plain', ['--mine_every=0'])):
+        run(tiny('p2', out, '--staged=false', '--max_steps=3', '--lr_steps=3', '--leave_out=', *EXACT, *words))
+    pairs = load('mined')['extra']['pairs']
+    assert pairs.shape[1] == 2 and (pairs[:, 0] != pairs[:, 1]).all() and load('plain')['extra']['pairs'] is None
+    mined, plain = trained('mined', 'nce'), trained('plain', 'nce')
+    assert mined[0] == plain[0] and mined[1] != plain[1], 'there is nothing to search at step 0'
+
+
+def test_three_things_come_in_after_two(here, capsys):
+    words = tiny('p1', 'three/p1', '--complexity=2', '--num_scenes=60', '--max_steps=1', '--lr_steps=1')
+    run(words)
+    easy = [f'--{name}=-1' for name in ('stage1_ends', 'stage2_ends', 'more_come_in')]
+    run(tiny('p2', 'three/p2', '--max_steps=5', '--lr_steps=5', *easy, init_from='three/p1/ckpt.pt'))
+    said = capsys.readouterr().out
+    news = re.findall(r'step \d+: (stage \d begins|scenes of more things come in)', said)
+    assert news == ['stage 2 begins', 'stage 3 begins', 'scenes of more things come in']
+    assert load('three/p2')['extra']['few'] is False and load('three/p2')['extra']['stage'] == 3
 
 
 def own_corpus(path):
@@ -546,8 +567,9 @@ def step_p6(nets, x, meanings):
         nn.init.normal_(p, std=0.05)
     V, t = nets['encoder'](x), torch.rand(4)
     noise = torch.randn_like(V)
-    loss = p6_diffusion.diffusion_loss(nets['unet'], V.detach(), t, noise, 5.0)
-    return loss + p6_diffusion.prior_loss(nets['unet'], V, t, noise) + step_p5(nets, x, meanings)
+    predict = partial(p6_diffusion.noise_in, nets['unet'])
+    loss = p6_diffusion.diffusion_loss(predict, V.detach(), t, noise, 5.0)
+    return loss + p6_diffusion.prior_loss(predict, V, t, noise) + step_p5(nets, x, meanings)
 
 
 def full_nets(phase):
@@ -683,7 +705,7 @@ def test_swaps_beaten():
     assert p2_contrast.swaps_beaten(Z, variants, valid, 3).item() == pytest.approx(3 / 6)
     valid[1, 1] = False
     assert p2_contrast.swaps_beaten(Z, variants, valid, 1).item() == pytest.approx(3 / 4)
-    assert p2_contrast.swaps_beaten(Z, variants, torch.zeros_like(valid), 3) == 0
+    assert p2_contrast.swaps_beaten(Z, variants, torch.zeros_like(valid), 3).isnan(), 'no swap, no verdict'
     free = torch.cat((Z, Z[:, :, 1:].roll(1, 1)), dim=2)      # stage 2 asks the third view, here each other's sentence
     assert p2_contrast.swaps_beaten(free, variants, valid, 2) == 0
 
@@ -944,6 +966,14 @@ def test_add_noise_keeps_the_variance_and_denoise_undoes_it():
     V_t = p6_diffusion.add_noise(V, t, noise)
     assert V_t.var((1, 2, 3)).tolist() == pytest.approx([1.0] * 64, abs=0.2)
     torch.testing.assert_close(p6_diffusion.denoise(V_t, noise, t), V, atol=1e-3, rtol=1e-3)
+
+
+def test_a_net_that_says_nothing_leaves_the_linear_guess():
+    """On white canvases of unit variance sqrt(1 - a) V_t is off by a of the noise's variance, whatever t."""
+    V, noise, t = torch.randn(64, 2, 16, 16), torch.randn(64, 2, 16, 16), torch.linspace(0.1, 0.99, 64)
+    guess = partial(p6_diffusion.noise_in, lambda V_t, t: torch.zeros_like(V_t))
+    error = (guess(p6_diffusion.add_noise(V, t, noise), t) - noise).square().mean((1, 2, 3))
+    torch.testing.assert_close(error, p6_diffusion.signal_share(t), atol=0.12, rtol=0)
 
 
 def test_diffusion_loss_weighs_by_min_snr():

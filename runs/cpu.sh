@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole chain, P1 to P5, on two CPU cores: a small model on two-thing scenes, every gate printed at the end.
 #   bash runs/cpu.sh [--out=out] [--seed=0] [--complexity=1] [--leave_out=count] [--plan=false]
-# --leave_out= (empty) trains on all six counterfactual families; by default one is left out and its rows tell what was not taught.
+# --leave_out= (empty) constructs all six counterfactual families; by default one is left out, and its rows tell what else teaches it.
 # --plan=true turns off everything that departs from the plan (README): same sizes, same steps.
 set -euo pipefail
 cd "$(dirname "$0")/.."
