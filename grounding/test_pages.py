@@ -3,6 +3,7 @@
 Skipped, loudly, where Chromium, playwright or node_modules is missing; in CI (environment variable CI) that is a
 failure. GROUNDING_SCREENSHOTS=FOLDER keeps a screenshot of each page.
 """
+import itertools
 import json
 import os
 import shutil
@@ -265,15 +266,17 @@ def test_a_missing_or_malformed_asset_gives_a_readable_message(page, base, train
     assert 'do not fit' in message(page, address.replace('_decoder.onnx', '_encoder.onnx'))
     assert 'generate_latent_points.py' in message(page, (base + VIEWER).replace('test_latent', 'nothing'))
     assets = json.loads((trained.artifacts / f'{NAME}_test_interactive_assets.json').read_text())
-    broken = trained.artifacts / 'broken.json'
-    at_broken = address.replace(f'{NAME}_test_interactive_assets.json', 'broken.json')
+    def served(text, number=itertools.count()):
+        """Under a new name each time: of a file written twice in a second http.server says that it has not changed."""
+        broken = trained.artifacts / f'broken_{next(number)}.json'
+        broken.write_text(text)
+        return message(page, address.replace(f'{NAME}_test_interactive_assets.json', broken.name))
+
     for change, words in (({'digit_samples': [[0]]}, '"digit_samples" should be 10 rows of 784'),
                           ({'reference_labels': [10] * 60}, 'digits 0 to 9'),
                           ({'num_points': 'many'}, '"num_points"'), ({'projection_k': 99}, '"projection_k"')):
-        broken.write_text(json.dumps(assets | change))
-        assert words in message(page, at_broken)
-    broken.write_text('{"experiment": ')
-    assert 'is not JSON' in message(page, at_broken)
+        assert words in served(json.dumps(assets | change))
+    assert 'is not JSON' in served('{"experiment": ')
     screenshot(page, 'message')
 
 

@@ -35,7 +35,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_error(404)
 
     def end_headers(self):
-        self.send_header('Cache-Control', 'no-cache')    # a model exported again is seen on reload
+        self.send_header('Cache-Control', 'no-store')    # a model exported again, in the same second, is seen on reload
         super().end_headers()
 
     def log_message(self, *args):
