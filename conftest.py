@@ -7,11 +7,11 @@ os.environ['OMP_NUM_THREADS'] = '1'       # read when torch is imported
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
 def seed():
+    import torch                          # here: the process that hands out the tests needs it not
     torch.manual_seed(0)
 
 
