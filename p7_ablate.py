@@ -63,11 +63,11 @@ PRESETS = {
     'smoke': {
         'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
               '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 '
-              '--max_steps=2 --eval_every=1',
-        'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 --max_steps=2 --eval_every=1',
-        'p3': '--batch_size=4 --max_steps=2 --eval_every=1',
+              '--max_steps=2 --eval_every=2',
+        'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 --max_steps=2 --eval_every=2',
+        'p3': '--batch_size=4 --max_steps=2 --eval_every=2',
         'p4': '--batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 --dec_hidden=64 --controls=false --max_steps=2',
-        'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=1'}}
+        'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2'}}
 MINUTES = {'cpu': {'p1': 4, 'p2': 9, 'p3': 2, 'p4': 3, 'p5': 4}, 'gpu': {}, 'smoke': {}}     # of one job, measured
 SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
            'p5': 'p5_roundtrip.py'}

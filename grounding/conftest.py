@@ -1,4 +1,4 @@
-"""One small autoencoder for all tests, trained and exported by the real scripts; one thread; loud skips."""
+"""One small autoencoder for all tests, trained and exported by the real scripts; one thread."""
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')    # read when torch is imported: on networks this small threads only wait
@@ -35,10 +35,3 @@ def trained(tmp_path_factory, data_root):
     finally:
         os.chdir(before)
     return SimpleNamespace(root=root, artifacts=root / 'artifacts', options=common)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """What was skipped here and why, at the end of the run: a letter s is easily overlooked."""
-    skipped = [report for report in terminalreporter.stats.get('skipped', []) if 'grounding' in report.nodeid]
-    for reason in sorted({report.longrepr[2] for report in skipped}):
-        terminalreporter.write_line(reason.removeprefix('Skipped: '), yellow=True, bold=True)
