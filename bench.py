@@ -1,29 +1,280 @@
-"""How many sentences a second, and how much memory, at two canvas sizes: 32x32x6 against 48x48x8, full-size encoder.
+"""What a training step costs, phase by phase: time, sentences a second, floating-point operations, the fraction of this
+machine's own matrix-product rate, where the time goes, memory.
 
-Writes: out/bench/throughput.json; prints a line a batch size, and the ratio of the best
-    python bench.py
+A phase runs as its script, from a checkpoint that the phase before has just written; only the loop's clock is ours
+(`clock` stands in for Run.steps). A step's operations are counted by PyTorch's FlopCounterMode: 2 m n k for each matrix
+product (m, k) x (k, n) that forward and backward really do, 2 x kernel x in x out x positions for each convolution;
+all else (softmax, norms, FFTs, the optimizer) counts as none, so the fraction is what the products alone account for.
+The peak is the median rate of a 4096-cubed product (2048 on a CPU) in the phase's dtype, taken between the steps.
+
+Writes: out_dir/steps_<size>.json or canvases.json; prints a table
+    python bench.py                        # steps at the sizes of runs/cpu.sh
+    python bench.py --size=full            # at the plan's size, batch 4 on a CPU
+    python bench.py --what=ranks           # the same P1 step on one process and on two
+    python bench.py --what=memory          # peak memory of P2 against batch size, by gradient caching
+    python bench.py --what=canvases        # 32x32x6 against 48x48x8, full-size encoder
 """
 import json
+import os
 import resource
+import runpy
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import data
+import model
 import p1_canvas
+import p7_ablate
+import plot
 import priors
 import runtime
 
 out_dir = 'out/bench'
+what = 'steps'            # steps, ranks, memory or canvases
+size = 'cpu'              # of steps: cpu, the sizes of runs/cpu.sh; full, the plan's
+phases = 'p1,p2,p3,p4,p5,p6'   # of steps; each needs those before it
+steps = 7                 # timed steps of each phase; the table has their median
 device = 'auto'           # cuda, mps or cpu
 config = runtime.configure(globals())
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+SCRIPTS = p7_ablate.SCRIPTS | {'p6': 'p6_diffusion.py'}
+P6 = '--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64 --unet_steps=0'        # the rest is P5's
+FULL_ON_A_CPU = {phase: '--batch_size=4' for phase in SCRIPTS} | {
+    'p5': '--batch_size=4 --generated=4', 'p6': '--batch_size=4 --unet_batch=4 --buffer_size=64 --unet_steps=0'}
+KINDS = {                 # operators by what they are for; the first fitting word decides
+    'matrix products': ('mm', 'bmm', 'linear'), 'convolutions': ('conv',), 'softmax': ('softmax',),
+    'FFT': ('fft',), 'norms': ('norm',), 'optimizer': ('adam', 'foreach', 'Optimizer'),
+    'copies and casts': ('copy', 'to_', 'cat', 'index', 'gather', 'contiguous'), 'elementwise': ('',)}
 
 
-def measure(size, channels, batch):
+# ---- a phase's step, in a process of its own --------------------------------------------------------------------------
+
+def settle(where):
+    """Wait for the device."""
+    if where.type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def peak_rate(where, dtype):
+    """Operations a second of one large matrix product."""
+    n = 4096 if where.type == 'cuda' else 2048
+    a, b = torch.randn(2, n, n, device=where, dtype=dtype)
+    settle(where)
+    began = time.perf_counter()
+    a @ b
+    settle(where)
+    return 2 * n ** 3 / (time.perf_counter() - began)
+
+
+def kind_of(operator):
+    return next(kind for kind, words in KINDS.items() if any(word in operator for word in words))
+
+
+def measure_step(script, words, timed):
+    """Run a phase's script for `timed` steps and a few more, to its checkpoint -> what a step costs."""
+    found = {'seconds': [], 'peak': [], 'data': []}
+    sentences, in_data, canvases = [], [], []
+
+    def clock(run, first, last):
+        """Yields steps like Run.steps, none of them due for an evaluation."""
+        for step in range(1, 4):                                                      # compile, allocate
+            yield step
+        for step in range(4, 4 + timed):
+            sentences.clear(), in_data.clear()
+            settle(run.device)
+            began = time.perf_counter()
+            yield step
+            settle(run.device)
+            found['seconds'].append(time.perf_counter() - began)
+            found['data'].append(sum(in_data))
+            found['peak'].append(peak_rate(run.device, run.dtype))
+        found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device))
+        with FlopCounterMode(display=False) as counter:
+            yield step + 1
+        found['operations'] = counter.get_total_flops()
+        activities = [torch.profiler.ProfilerActivity.CPU] + (
+            [torch.profiler.ProfilerActivity.CUDA] if run.device.type == 'cuda' else [])
+        with torch.profiler.profile(activities=activities) as profile:
+            yield step + 2
+        spent = Counter()
+        for event in profile.key_averages():
+            spent[kind_of(event.key)] += (event.self_device_time_total if run.device.type == 'cuda'
+                                          else event.self_cpu_time_total)
+        found['where'] = {kind: spent[kind] / sum(spent.values()) for kind in KINDS}
+        found['priors'] = cost_of_priors(*canvases[-1], run.device) if canvases else 0.0
+        yield last                                                                    # evaluates, saves
+
+    def counted(forward):
+        def counting(self, x, *rest, **more):
+            sentences.append(len(x))
+            return forward(self, x, *rest, **more)
+        return counting
+
+    def clocked(function):
+        def clocking(*given, **more):
+            began = time.perf_counter()
+            result = function(*given, **more)
+            in_data.append(time.perf_counter() - began)
+            return result
+        return clocking
+
+    def remembered(terms):
+        def remembering(V, *rest):
+            canvases.append((V.detach(), *rest))
+            return terms(V, *rest)
+        return remembering
+
+    runtime.Run.steps = clock
+    runtime.hardware = lambda where: f'{where}'                                        # no second process for its name
+    model.TextEncoder.forward = counted(model.TextEncoder.forward)
+    for name in ('draw', 'renderings', 'negatives', 'take'):
+        setattr(data.Corpus, name, clocked(getattr(data.Corpus, name)))
+    priors.image_prior_terms = remembered(priors.image_prior_terms)
+    data.HELD_OUT_SIZE = 16                                                           # what a phase does before its loop
+    plot.evaluation = plot.trends = plot.samples_table = lambda *_: None
+    sys.argv = [script, *words]
+    sys.path.insert(0, str(HERE))
+    runpy.run_path(str(HERE / script), run_name='__main__')
+    cuda = found['device'].startswith('cuda')
+    peak = (torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return found | {'gigabytes': peak / 2 ** 30}
+
+
+def cost_of_priors(V, alpha, cell, where):
+    """Seconds of the priors' losses on canvases V, forward and backward; the median of five."""
+    seconds = []
+    for _ in range(6):
+        V = V.detach().requires_grad_()
+        settle(where)
+        began = time.perf_counter()
+        sum(priors.image_prior_terms(V, alpha, cell).values()).backward()
+        settle(where)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[1:])
+
+
+def median(numbers):
+    return sorted(numbers)[len(numbers) // 2]
+
+
+def in_a_process(call, folder, ranks=1, threads=None):
+    """What bench.<call> returns in a fresh process whose working folder is `folder` (the first of `ranks` processes that
+    take the step together), or one line that says why it returns nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    code = f'import sys; sys.path.insert(0, {str(HERE)!r}); import json, bench; print(json.dumps(bench.{call}))'
+    environment = os.environ | ({'OMP_NUM_THREADS': str(threads)} if threads else {})
+    if ranks > 1:
+        environment |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'WORLD_SIZE': str(ranks)}
+    processes = []
+    for rank in range(ranks):
+        own = {'RANK': str(rank), 'LOCAL_RANK': str(rank)} if ranks > 1 else {}
+        processes.append(subprocess.Popen([sys.executable, '-c', code], cwd=folder, env=environment | own, text=True,
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    said = [process.communicate() for process in processes]
+    if any(process.returncode for process in processes):
+        return ([line for _, errors in said for line in errors.strip().splitlines()] or ['killed: no memory?'])[-1][:160]
+    return json.loads(said[0][0].splitlines()[-1])
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def step_of(phase, words, folder, timed=None, **how):
+    """measure_step of one phase, from the checkpoint of the phase before in `folder`."""
+    before = f'p{int(phase[1]) - 1}'
+    own = [f'--out_dir={phase}', f'--device={device}', '--eval_every=1000000', '--max_steps=100',
+           *(['--num_scenes=500'] if phase == 'p1' else [f'--init_from={before}/ckpt.pt'])]
+    return in_a_process(f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {timed or steps})', folder, **how)
+
+
+def words_of(phase, on_a_gpu):
+    """The settings of a phase at `size`, without what would not be a step of its last stage."""
+    if size == 'cpu':
+        words = P6 if phase == 'p6' else ' '.join(word for word in p7_ablate.PRESETS['cpu'][phase].split()
+                                                  if not word.startswith(('--max_steps', '--eval_every', '--num_scenes')))
+    else:
+        words = '' if on_a_gpu else FULL_ON_A_CPU[phase]
+    return words + {'p2': ' --staged=false', 'p6': ' --unet_steps=0'}.get(phase, '')
+
+
+# ---- the tables -------------------------------------------------------------------------------------------------------
+
+def bench_steps(on_a_gpu):
+    """One row a phase: eager, and on CUDA compiled beside it."""
+    rows, folder = {}, Path(out_dir).resolve() / f'steps_{size}'
+    print(f"{'':12s}{'ms':>8s}{'lowest':>8s}{'highest':>8s}{'sent./s':>9s}{'GFLOP':>8s}{'of peak':>8s}{'priors':>8s}"
+          f"{'data':>7s}{'GiB':>6s}   where the time goes")
+    for phase in phases.split(','):
+        words = words_of(phase, on_a_gpu)
+        eager = step_of(phase, words + ' --compile=false', folder)
+        found = {phase: eager}
+        if on_a_gpu and isinstance(eager, dict):       # the operations inside a compiled graph cannot be counted
+            compiled = step_of(phase, words, folder)
+            found[f'{phase} compiled'] = (compiled | {'operations': eager['operations']} if isinstance(compiled, dict)
+                                          else compiled)
+        for name, row in found.items():
+            rows[name] = row
+            print_step(name, row)
+    return rows
+
+
+def print_step(name, row):
+    if not isinstance(row, dict):
+        print(f'{name:12s}{row}', flush=True)
+        return
+    second = median(row['seconds'])
+    places = sorted(((share, kind) for kind, share in row['where'].items() if share >= 0.03), reverse=True)
+    print(f"{name:12s}{1e3 * second:8.0f}{1e3 * min(row['seconds']):8.0f}{1e3 * max(row['seconds']):8.0f}"
+          f"{row['sentences'] / second:9.0f}{row['operations'] / 1e9:8.0f}"
+          f"{row['operations'] / second / median(row['peak']):8.0%}{row['priors'] / second:8.1%}"
+          f"{median(row['data']) / second:7.1%}{row['gigabytes']:6.1f}   "
+          + ', '.join(f'{kind} {share:.0%}' for share, kind in places), flush=True)
+
+
+def bench_ranks():
+    """Weak scaling: twice the batch on two processes, one thread each; 1.0 would be perfect. P1's settings of
+    runs/cpu.sh."""
+    folder, rows = Path(out_dir).resolve() / 'ranks', {}
+    base = words_of('p1', False)
+    for ranks in (1, 2):
+        found = step_of('p1', f'{base} --batch_size={64 * ranks} --prior_samples={32 * ranks} --device=cpu', folder,
+                        timed=15, ranks=ranks, threads=1)
+        if not isinstance(found, dict):
+            return {ranks: found}
+        rows[ranks] = found
+        print(f"{ranks} process{'es' * (ranks > 1)}, batch {64 * ranks}: {1e3 * median(found['seconds']):.0f} ms a step "
+              f"(lowest {1e3 * min(found['seconds']):.0f}, highest {1e3 * max(found['seconds']):.0f}), one matrix product "
+              f"at {median(found['peak']) / 1e9:.0f} GFLOP/s meanwhile", flush=True)
+    one, two = (median(rows[ranks]['seconds']) for ranks in (1, 2))
+    print(f'weak-scaling efficiency of 2 ranks: {one / two:.2f}')
+    return rows
+
+
+def bench_memory(on_a_gpu):
+    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching)."""
+    folder, rows, part = Path(out_dir).resolve() / 'memory', {}, 64 if on_a_gpu else 2
+    step_of('p1', '--batch_size=4 --compile=false', folder, timed=1)
+    for batch in (256, 1024, 4096) if on_a_gpu else (2, 8, 32):
+        rows[batch] = step_of('p2', f'--batch_size={batch} --grad_accum={batch // part} --staged=false', folder, timed=1)
+        found = rows[batch]
+        print(f'batch {batch:5d} in parts of {part}: ' + (
+            f"peak {found['gigabytes']:.2f} GiB, {found['seconds'][0]:.1f} s a step" if isinstance(found, dict) else found),
+            flush=True)
+    return rows
+
+
+def measure_canvas(size, channels, batch, device):
     """Sentences a second of the full-size encoder (forward; forward and backward with the priors) and peak memory (on a
     CPU of the whole process, Linux only), in this process."""
     where = runtime.find_device(device)
@@ -36,14 +287,12 @@ def measure(size, channels, batch):
 
     def timed(step):
         step()
-        if where.type == 'cuda':
-            torch.cuda.synchronize()
+        settle(where)
         began, n = time.perf_counter(), 0
         while n < 3 or time.perf_counter() - began < 5:
             step()
             n += 1
-            if where.type == 'cuda':
-                torch.cuda.synchronize()
+            settle(where)
         return batch * n / (time.perf_counter() - began)
 
     def forward():
@@ -62,21 +311,17 @@ def measure(size, channels, batch):
             'gigabytes': peak / 2**30}
 
 
-def main():
+def bench_canvases(on_a_gpu):
     """Each canvas and batch in a process of its own, or the peaks would add up; a batch that does not
     fit is left out."""
     rows = []
     for size, channels in ((32, 6), (48, 8)):
-        for batch in (8, 32, 128, 512) if runtime.find_device(device).type == 'cuda' else (2, 8, 32):
-            code = (f'import json, bench; bench.device = {device!r}; '
-                    f'print(json.dumps(bench.measure({size}, {channels}, {batch})))')
-            done = subprocess.run([sys.executable, '-c', code], cwd=HERE, capture_output=True, text=True)
-            if done.returncode:
-                why = (done.stderr.strip().splitlines() or ['killed: out of memory?'])[-1]
-                print(f'{size}x{size}x{channels}  batch {batch:4d}  {why[:100]}')
+        for batch in (8, 32, 128, 512) if on_a_gpu else (2, 8, 32):
+            row = in_a_process(f'measure_canvas({size}, {channels}, {batch}, {device!r})', Path(out_dir).resolve())
+            if not isinstance(row, dict):
+                print(f'{size}x{size}x{channels}  batch {batch:4d}  {row}')
                 continue
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            row = rows[-1]
+            rows.append(row)
             print(f"{size}x{size}x{channels}  batch {batch:4d}  forward {row['forward']:8.1f} sentences/s  "
                   f"forward + backward {row['backward']:8.1f}  peak {row['gigabytes']:.2f} GiB", flush=True)
     for kind, label in (('forward', 'forward'), ('backward', 'forward + backward')):
@@ -85,8 +330,19 @@ def main():
         if small and large:
             print(f'{label}: 48x48x8 (best at batch {large["batch"]}) does {large[kind] / small[kind]:.2f} of the '
                   f'sentences a second of 32x32x6 (best at batch {small["batch"]})')
+    return rows
+
+
+def main():
+    if what not in ('steps', 'ranks', 'memory', 'canvases') or size not in ('cpu', 'full'):
+        runtime.fail(f'--what={what} --size={size}: expects steps, ranks, memory or canvases, and cpu or full')
+    if not set(phases.split(',')) <= set(SCRIPTS) or steps < 1:
+        runtime.fail(f'--phases={phases} --steps={steps}: expects phases such as p1,p2 and at least one step')
+    on_a_gpu = runtime.find_device(device).type == 'cuda'
+    rows = {'steps': lambda: bench_steps(on_a_gpu), 'ranks': bench_ranks, 'memory': lambda: bench_memory(on_a_gpu),
+            'canvases': lambda: bench_canvases(on_a_gpu)}[what]()
     Path(out_dir).mkdir(parents=True, exist_ok=True)
-    runtime.write_json(Path(out_dir) / 'throughput.json', rows)
+    runtime.write_json(Path(out_dir) / (f'steps_{size}.json' if what == 'steps' else f'{what}.json'), rows)
 
 
 if __name__ == '__main__':

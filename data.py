@@ -614,7 +614,7 @@ class Corpus:
     (seed, step): every rank draws the whole batch's indices and takes its own rows.
 
     tokens (S, F, R, T) int16 on the device; count (S, F) on the host; meanings (S, F) int64 on the device; fewest:
-    indices of the scenes of the fewest things."""
+    indices of the scenes of the fewest things; others: of the rest, None if there is none."""
 
     def __init__(self, arrays, device):
         self.tokens = torch.from_numpy(arrays['tokens'].astype(np.int16)).to(device)
@@ -622,7 +622,8 @@ class Corpus:
         self.count = torch.from_numpy(arrays['count'])
         self.meanings = torch.from_numpy(arrays['meanings']).to(device)
         self.canonical, things = int(arrays['canonical']), torch.from_numpy(arrays['things'])
-        self.fewest = torch.nonzero(things == things.min())[:, 0]
+        self.fewest, others = (torch.nonzero(which)[:, 0] for which in (things == things.min(), things > things.min()))
+        self.others = others if len(others) else None
         self.size, self.width, self.device = len(self.count), self.tokens.shape[-1], device
 
     def draw(self, n, seed, step, among=None):
@@ -664,9 +665,9 @@ class Corpus:
         index = [i.to(self.device, non_blocking=True) for i in (scenes, variants, renderings)]
         return self.tokens[index[0], index[1], index[2], :width].long()
 
-    def fixed(self, n=None, variant=0, rendering=-1):
-        """One sentence a scene, always the same: token ids (n, T')."""
-        scenes = torch.arange(min(n or self.size, self.size))
+    def fixed(self, n=None, variant=0, rendering=-1, among=None):
+        """One sentence of each of the first n scenes, of all or of the indices `among`, always the same: (n, T')."""
+        scenes = (torch.arange(self.size) if among is None else among)[:n]
         return self.take(scenes, torch.full_like(scenes, variant),
                          rendering % self.count[scenes, variant].long().clamp(min=1))
 

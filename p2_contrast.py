@@ -4,8 +4,8 @@ Paraphrases of a scene are pulled together in z = g(V), other scenes and constru
 (InfoNCE), while the image priors and the reading of V go on. The plan's free paraphrases alone teach a bag of words,
 because "A on B" / "B under A" against "B on A" is an XOR; so the paraphrases come in three stages (staged=false is the
 plan): canonical direction only, then free paraphrases pulled to canonical ones, then everything free. From then on most
-of a batch are pairs of scenes that z itself confuses (mine_every=0 is the plan). Scenes of more than two things come in
-when two are mastered.
+of a batch are pairs of scenes that z itself confuses (mine_every=0 is the plan). Scenes of more than two things go through
+the same stages once those of two things are mastered.
 
 Reads:  out/p1/ckpt.pt      Writes: out/p2/ckpt.pt, run.json, metrics.jsonl, gate.json, plots/
     python p2_contrast.py --batch_size=16
@@ -42,7 +42,7 @@ leave_out = 'count'       # a counterfactual family that is never constructed, t
 staged = True             # canonical first (see above); false is the plan
 stage1_ends = 0.95        # share of swaps beaten in the batch at which stage 1 ends
 stage2_ends = 0.70        # the same for stage 2
-more_come_in = 0.95       # the same at which, in stage 3, scenes of more than the fewest things come in
+more_come_in = 0.95       # the same at which scenes of the fewest things are mastered, and the others begin with stage 1
 lambda_vicreg = 0.0       # variance + covariance of z (VICReg), against collapse
 lambda_barlow = 0.0       # cross-correlation of the two views towards the identity (Barlow Twins)
 # what goes on from P1
@@ -134,18 +134,19 @@ def barlow(z1, z2):
 
 
 @torch.no_grad()
-def confused_pairs(encode_z, corpus, run, share=0.05, pool=50_000, rows=1024):
+def confused_pairs(encode_z, corpus, run, among=None, share=0.05, pool=50_000, rows=1024):
     """The scenes that the embedding itself takes for each other (Xiong et al. 2021, ANCE): each of the first `pool`
-    scenes with the scene of another meaning that is nearest in z, for the `share` of scenes whose nearest is nearest of
-    all. encode_z: (N, T) -> (N, E) unit vectors. -> (P, 2) int64 on the host. Every rank searches, and all go by what
-    rank 0 found, should rounding differ."""
-    z = encode_z(corpus.fixed(pool))                                                  # (S, E)
-    meanings = corpus.meanings[:len(z), 0]
+    scenes (of all, or of the indices `among`) with the scene of another meaning that is nearest in z, for the `share`
+    of scenes whose nearest is nearest of all. encode_z: (N, T) -> (N, E) unit vectors. -> (P, 2) int64 on the host.
+    Every rank searches, and all go by what rank 0 found, should rounding differ."""
+    scenes = (torch.arange(corpus.size) if among is None else among)[:pool]           # (S,)
+    z = encode_z(corpus.fixed(among=scenes))                                          # (S, E)
+    meanings = corpus.meanings[scenes.to(z.device), 0]
     found = [(z[part] @ z.T).masked_fill(meanings[part, None] == meanings, -2.0).max(1)
              for part in torch.arange(len(z), device=z.device).split(rows)]
     similarity, nearest = (torch.cat(column) for column in zip(*found))               # (S,), (S,)
     hardest = similarity.topk(max(1, int(share * len(z))))[1]
-    return runtime.from_master(torch.stack((hardest, nearest[hardest]), dim=1), run).cpu()
+    return scenes[runtime.from_master(torch.stack((hardest, nearest[hardest]), dim=1), run).cpu()]
 
 
 def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out, pairs=None, among=None):
@@ -304,7 +305,7 @@ def main():
     state = runtime.resume(run, nets, optimizer, ema)
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged and train.canonical else 3)
-    few = extra.get('few', stage == 1 and len(train.fewest) < train.size)      # only scenes of the fewest things so far
+    few = extra.get('few', stage == 1 and train.others is not None)      # only scenes of the fewest things so far
     pairs = extra.get('pairs') if mine_every else None
     beaten_mean = torch.tensor(extra.get('beaten', 0.5), device=run.device)
     runtime.compile_nets(nets, run)
@@ -331,11 +332,12 @@ def main():
                 plot.evaluation(run.dir, step, plot.spectra_arrays(V) | scatter
                                 | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
                 plot.trends(run.dir)
-        due = mine_every and step and step % mine_every == 0 and stage == 3 and not few
+        due = mine_every and step and step % mine_every == 0 and stage == 3
         if due and train.canonical and not (last or run.interrupted):
             for net in nets.values():      # not in a corpus of one's own, where what z confuses may mean the same
                 net.eval()
-            pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
+            pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run,
+                                   train.fewest if few else None)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
                          {'evaluations': evaluations, 'stage': stage, 'few': few, 'pairs': pairs,
@@ -348,8 +350,9 @@ def main():
             group['lr'] = lr * group['scale']
         for net in nets.values():
             net.train()
+        among = train.fewest if few else train.others if stage < 3 else None      # None: all
         scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, stage, negatives, leave_out,
-                                                         pairs, train.fewest if few else None)
+                                                         pairs, among)
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
                        views[mine])
@@ -400,9 +403,9 @@ def main():
                            'lr': lr} | terms, prefix='train')
             # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
             if (stage < 3 or few) and beaten_mean.item() > (stage1_ends, stage2_ends, more_come_in)[stage - 1]:
-                news = f'stage {stage + 1} begins' if stage < 3 else 'scenes of more things come in'
-                run.say(f'step {step}: {news}')
-                stage, few, beaten_mean = min(stage + 1, 3), few and stage < 3, torch.full_like(beaten_mean, 0.5)
+                few, stage, pairs = few and stage < 3, stage % 3 + 1, None
+                run.say(f'step {step}: stage {stage} begins' + (' for scenes of more things' if stage == 1 else ''))
+                beaten_mean = torch.full_like(beaten_mean, 0.5)
 
     with ema.weights():
         sets = held_out_sets(lambda x: embed(encoder, readout, x, run), splits)

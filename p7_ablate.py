@@ -53,7 +53,7 @@ PRESETS = {
         'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
               '--mine_every=250 --max_steps=1000 --eval_every=250',
         'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
-              '--max_steps=150 --eval_every=50',
+              '--lambda_lattice=0.2 --max_steps=150 --eval_every=50',
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
               '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=400 --eval_every=400',
         'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '

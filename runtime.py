@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -160,6 +161,8 @@ def start(phase, config):
     # Before the first step there is nothing to save, so Ctrl-C just ends; Run.steps puts a gentler handler in place.
     signal.signal(signal.SIGINT, lambda *_: fail('interrupted', status=130))
     run = Run(phase, config, device, rank, world)
+    if world > 1:
+        sys.excepthook = run.on_error
     facts = {'phase': phase, 'argv': sys.argv, 'config': config, 'commit': run.commit, 'hardware': hardware(device),
              'device': str(device), 'dtype': str(run.dtype), 'world': world,
              'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': numpy.__version__},
@@ -256,6 +259,14 @@ class Run:
         self.signalled = True
         if self.world == 1:    # torchrun hands a rank the same signal twice, so there a second one means nothing
             signal.signal(number, signal.SIG_DFL)
+
+    def on_error(self, kind, error, trace):
+        """Among ranks, for sys.excepthook: a connection that broke, because another rank ended, is one line."""
+        if isinstance(error, (RuntimeError, OSError)) and re.search('onnection|roken pipe|NCCL|imed out', str(error)):
+            print(f'error: rank {self.rank} has lost another rank; last good checkpoint: {self.last_good()}; '
+                  'go on with --resume=true', file=sys.stderr, flush=True)
+        else:
+            sys.__excepthook__(kind, error, trace)
 
     def _on_any_rank(self, flag):
         if self.world == 1:

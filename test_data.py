@@ -325,6 +325,8 @@ def test_simpler_scenes_are_mixed_into_training_only(both):
         corpus = both[3].corpora[split]
         fewest = [n == min(things) for n in things]
         assert corpus.fewest.tolist() == [s for s, few in enumerate(fewest) if few]
+        assert corpus.others is None if all(fewest) else corpus.others.tolist() == [s for s, few in enumerate(fewest)
+                                                                                   if not few]
         drawn = corpus.draw(300, 0, 0, corpus.fewest)[0].tolist()
         assert set(drawn) <= set(corpus.fewest.tolist()) and len(set(drawn)) > 40
     corpus = both[1].corpora['train']

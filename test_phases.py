@@ -459,15 +459,26 @@ def test_p2_goes_on_with_the_pairs_that_z_confuses(here):
     assert mined[0] == plain[0] and mined[1] != plain[1], 'there is nothing to search at step 0'
 
 
-def test_three_things_come_in_after_two(here, capsys):
+def test_three_things_come_in_after_two(here, capsys, monkeypatch):
     words = tiny('p1', 'three/p1', '--complexity=2', '--num_scenes=60', '--max_steps=1', '--lr_steps=1')
     run(words)
     easy = [f'--{name}=-1' for name in ('stage1_ends', 'stage2_ends', 'more_come_in')]
-    run(tiny('p2', 'three/p2', '--max_steps=5', '--lr_steps=5', *easy, init_from='three/p1/ckpt.pt'))
-    said = capsys.readouterr().out
-    news = re.findall(r'step \d+: (stage \d begins|scenes of more things come in)', said)
-    assert news == ['stage 2 begins', 'stage 3 begins', 'scenes of more things come in']
+    drawn, draw = [], data.Corpus.draw
+
+    def noted(corpus, *rest):
+        scenes, generator = draw(corpus, *rest)
+        drawn.append(set(scenes.tolist()))
+        return scenes, generator
+    monkeypatch.setattr(data.Corpus, 'draw', noted)
+    run(tiny('p2', 'three/p2', '--max_steps=6', '--lr_steps=6', *easy, init_from='three/p1/ckpt.pt'))
+    news = re.findall(r'step \d+: (stage .*)', capsys.readouterr().out)
+    assert news == ['stage 2 begins', 'stage 3 begins', 'stage 1 begins for scenes of more things', 'stage 2 begins',
+                    'stage 3 begins']
     assert load('three/p2')['extra']['few'] is False and load('three/p2')['extra']['stage'] == 3
+    train = data.load(load('three/p1')['arch']['data'])[0]['train']
+    fewest, others = set(train.fewest.tolist()), set(train.others.tolist())
+    assert all(scenes <= fewest for scenes in drawn[:3]) and all(scenes <= others for scenes in drawn[3:5])
+    assert drawn[5] & fewest and drawn[5] & others, 'in the end all of them'
 
 
 def own_corpus(path):

@@ -29,11 +29,16 @@ common="--seed=$seed --ema_decay=0.99 --log_every=20"
 # twice that of photographs (LOG.md).
 priors="--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05"
 p1="" reading="" contrast="--mine_every=250" anchors="" words="" pairs="" family="--leave_out=$leave_out"
+lattice="--lambda_lattice=0.2"      # jitter brings the query grid out
+p2_steps=2000 p4_steps=1000
+if [ "$complexity" -gt 1 ]; then    # the stages come twice, and attribute swaps, told apart long before argument swaps, count in
+    p2_steps=4500 p4_steps=1500 contrast="$contrast --stage2_ends=0.9"
+fi
 if [ "$plan" = true ]; then
     priors="--lambda_common=0 --lambda_lattice=0"
     p1="--prior_gate=0 --simple_share=0" reading="--lambda_rec=0 --canvas_noise=0"
     contrast="--staged=false --pyramid=false --mine_every=0" anchors="--anchors=false" words="--paraphrase_share=0"
-    pairs="--mine_pairs=false"
+    pairs="--mine_pairs=false" lattice=""
 fi
 
 python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=20000 --vocab_size=1024 --query_grid=8 --patch=4 \
@@ -41,13 +46,13 @@ python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=2000
     --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --lr_steps=800 --eval_every=100 --prior_samples=32 \
     $priors $p1 $reading $common
 python p2_contrast.py --out_dir=$out/p2 --init_from=$out/p1/ckpt.pt --batch_size=16 --rec_samples=48 --prior_samples=32 \
-    --learning_rate=1e-3 --warmup_steps=50 --max_steps=2000 --lr_steps=2000 --eval_every=250 $priors $reading $contrast $anchors \
+    --learning_rate=1e-3 --warmup_steps=50 --max_steps=$p2_steps --lr_steps=$p2_steps --eval_every=250 $priors $reading $contrast $anchors \
     $family $common
 python p3_jitter.py --out_dir=$out/p3 --init_from=$out/p2/ckpt.pt --batch_size=16 --rec_samples=48 --prior_samples=32 \
-    --learning_rate=5e-4 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $reading $anchors $pairs \
+    --learning_rate=5e-4 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $lattice $reading $anchors $pairs \
     $family $common
 python p4_decoder.py --out_dir=$out/p4 --init_from=$out/p3/ckpt.pt --dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 \
-    --dropout=0.0 --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=1000 --lr_steps=1000 --eval_every=500 $words $common
+    --dropout=0.0 --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=$p4_steps --lr_steps=$p4_steps --eval_every=500 $words $common
 python p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt --batch_size=16 --dec_samples=64 --generated=16 \
     --prior_samples=32 --learning_rate=1e-3 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $anchors $words \
     $pairs $family $common

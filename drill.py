@@ -1,0 +1,125 @@
+"""Fault drill: kill -9 at random moments of every phase, resume, and compare with the run that nobody disturbed.
+
+Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every other step) at a moment drawn
+evenly over the time that the undisturbed run took, importing and drawing of figures included; every third run is killed
+a second time while it resumes. What must hold: the folder holds a checkpoint that can be read, or none yet; and after
+--resume=true the final weights, averages, optimizer state and random state are those of the undisturbed run, bit for
+bit, and so is the log.
+
+Writes: out_dir/straight/, out_dir/killed<i>/ (removed when all is well); exits with 1 if anything differs
+    python drill.py --kills=50
+"""
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import p7_ablate
+import runtime
+
+out_dir = 'out/drill'
+kills = 50                # runs that are killed, over all phases
+seed = 0                  # which phases and moments
+config = runtime.configure(globals())
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = p7_ablate.SCRIPTS | {'p6': 'p6_diffusion.py'}
+WORDS = {phase: words.split() for phase, words in p7_ablate.PRESETS['smoke'].items()} | {'p6': (
+    '--batch_size=4 --unet_dim=8 --unet_steps=2 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8').split()}
+STATE = 'step', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'extra'
+
+
+def command(phase, folder):
+    """The command line of a phase that starts from the undisturbed phase before it."""
+    before = [f'--init_from={out_dir}/straight/p{int(phase[1]) - 1}/ckpt.pt'] if phase != 'p1' else []
+    return [sys.executable, str(HERE / SCRIPTS[phase]), *WORDS[phase], *before, f'--out_dir={folder}', '--max_steps=8',
+            '--lr_steps=8', '--warmup_steps=1', '--eval_every=2', '--log_every=1', '--device=cpu', '--resume=true']
+
+
+def run(words, seconds=None):
+    """Run a command to its end, or kill it after so many seconds -> (exit status, what it said last)."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        said = process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[0]
+    return process.returncode, (said.strip().splitlines() or [''])[-1]
+
+
+def same(a, b):
+    """Whether two nested checkpoints are equal, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b or a != a and b != b
+
+
+def wrong_with(folder, straight, status, said):
+    """What is not as it must be in the folder of a run that was killed and has gone on to its end; '' if nothing."""
+    if status:
+        return f'went on to exit status {status}: {said}'
+    a, b = (torch.load(f'{path}/ckpt.pt', weights_only=True) for path in (straight, folder))
+    differs = [key for key in STATE if not same(a[key], b[key])]
+    log, theirs = (Path(path, 'metrics.jsonl').read_text() for path in (straight, folder))
+    return ', '.join(differs + ['the log'] * (log != theirs)) + ' differs' if differs or log != theirs else ''
+
+
+def unreadable(folder):
+    """Why the checkpoint of a folder cannot be read; '' if it can, or there is none yet."""
+    try:
+        if (path := Path(folder, 'ckpt.pt')).exists():
+            torch.load(path, weights_only=True)
+    except Exception as error:      # torch raises a dozen different types
+        return f'unreadable after the kill: {error}'
+    return ''
+
+
+def main():
+    if kills < 1:
+        runtime.fail(f'--kills={kills}: expects at least 1')
+    shutil.rmtree(out_dir, ignore_errors=True)
+    rand, took = random.Random(seed), {}
+    for phase in SCRIPTS:
+        began = time.monotonic()
+        status, said = run(command(phase, f'{out_dir}/straight/{phase}'))
+        took[phase] = time.monotonic() - began
+        if status:
+            runtime.fail(f'{phase} does not even run undisturbed: {said}', status=1)
+        print(f'{phase} undisturbed: {took[phase]:.1f} s', flush=True)
+    table, bad = Counter(), 0
+    for i in range(kills):
+        phase, folder = rand.choice(list(SCRIPTS)), f'{out_dir}/killed{i}'
+        moments = [rand.uniform(0, took[phase]) for _ in range(1 + (i % 3 == 2))]
+        wrong = ''
+        for moment in moments:
+            hit = run(command(phase, folder), moment)[0] == -signal.SIGKILL
+            wrong = wrong or unreadable(folder)
+        saved = Path(folder, 'ckpt.pt').exists()
+        wrong = wrong or wrong_with(folder, f'{out_dir}/straight/{phase}', *run(command(phase, folder)))
+        table[phase, 'killed'] += hit
+        table[phase, 'with a checkpoint'] += saved
+        table[phase, 'as undisturbed'] += not wrong
+        bad += bool(wrong)
+        print(f"{i + 1:3d}/{kills} {phase} killed after {', '.join(f'{moment:.1f}' for moment in moments)} s"
+              f"{'' if hit else ' (it had ended)'}: {wrong or 'as undisturbed'}", flush=True)
+        if not wrong:
+            shutil.rmtree(folder, ignore_errors=True)
+    for phase in SCRIPTS:
+        print(phase, ', '.join(f'{name} {table[phase, name]}' for name in ('killed', 'with a checkpoint', 'as undisturbed')))
+    if bad:
+        runtime.fail(f'{bad} of {kills} runs differ from the undisturbed ones', status=1)
+    print(f'all {kills} runs ended as the undisturbed ones, bit for bit')
+
+
+if __name__ == '__main__':
+    main()
