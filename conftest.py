@@ -15,9 +15,10 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    """A folder in which the corpus of runs/smoke.sh is prepared, with 64 held-out scenes: .folder, .config."""
+    """A folder, one a test file, in which the corpus of runs/smoke.sh is prepared, with 64 held-out scenes: .folder,
+    .config."""
     import data
     import p1_canvas
     folder = tmp_path_factory.mktemp('small')

@@ -49,7 +49,7 @@ def run(phase, out, *words, patch):
     module.main()
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def chain(small):
     """P1 to P5 after two steps each, in the folder of the small corpus."""
     with pytest.MonkeyPatch.context() as patch:

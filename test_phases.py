@@ -93,7 +93,7 @@ def smoke_words():
 WORDS = smoke_words()
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def chain(small):
     """The chain P1 to P6, as runs/smoke.sh has it, in the folder of the small corpus: .folder, .output of each phase."""
     output = {}
@@ -105,7 +105,7 @@ def chain(small):
     return SimpleNamespace(folder=small.folder, output=output)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def dry(chain):
     """Checkpoints of the chain whose nets have no dropout, dry/pN.pt: the drawn masks would differ between ranks."""
     (chain.folder / 'dry').mkdir()
@@ -294,7 +294,7 @@ class Hostile:
         return (os.mkdir, ('trace',))
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def bad_files(chain):
     """Files that no phase can use, in the folder of the chain."""
     folder = chain.folder
@@ -396,7 +396,7 @@ def rank_words(phase, out, *words):
     return tiny(phase, f'{out}/{phase}', *EXACT, *RANKS[phase], *words, init_from=f'dry/p{int(phase[1]) - 1}.pt')
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def two_ranks(chain, dry):
     """Every phase under one torchrun of two gloo ranks, which spares four times the imports."""
     (chain.folder / 'driver.py').write_text(DRIVER)
