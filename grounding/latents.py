@@ -26,7 +26,10 @@ def umap_map(Z, dimensions, n_neighbors, min_dist, seed):
     """
     if len(Z) <= n_neighbors + 1:
         fail(f'--umap-n-neighbors {n_neighbors}: there are only {len(Z)} points; ask for fewer neighbours')
-    import umap    # here, because importing it compiles for seconds
+    import numba   # here, because importing the two takes seconds
+    # numba's OpenMP layer sets the number of threads of torch too, and another number of threads adds in another order.
+    numba.config.THREADING_LAYER = 'workqueue'
+    import umap
     points = umap.UMAP(n_components=dimensions, n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed,
                        n_jobs=1).fit_transform(Z)
     points = points - points.mean(0)

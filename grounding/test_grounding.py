@@ -144,7 +144,6 @@ REST = {'translation': 0, 'rotation': 0, 'scale': 0, 'intensity': 0, 'noise': 0,
 
 @pytest.mark.parametrize('kind', ['fake', 'real'])
 def test_augmentations(kind):
-    # `intensity` FAILs on fake digits: brightening saturates where ink is white, and all of theirs is (LOG.md).
     if kind == 'fake':
         x = digits.Digits(*fake_digits(40, seed=5), '').images
     else:
@@ -315,6 +314,7 @@ def test_the_same_seed_trains_the_same_network(trained, tmp_path, monkeypatch):
     call('train_covnet', *trained.options)
     reports = [json.loads((folder / 'artifacts' / f'{NAME}_training.json').read_text())
                for folder in (trained.root, tmp_path)]
+    assert reports[0]['threads'] == reports[1]['threads']      # which the UMAP between the two once changed
     losses = [[epoch[key] for epoch in report['epochs'] for key in ('train_loss', 'val_loss')] for report in reports]
     assert losses[0] == losses[1]
 
