@@ -29,8 +29,8 @@ from sklearn.neural_network import MLPClassifier
 import autoencoders
 import digits
 import settings
-from analyze_autoencoder import knn_predictions, spaces
-from latents import print_table, subset
+from analyze_autoencoder import spaces
+from latents import knn_predictions, print_table, subset
 
 NEIGHBORS = 12          # of trustworthiness and continuity; with fewer than 40 points, less
 LID_NEIGHBORS = 20      # of the intrinsic dimension

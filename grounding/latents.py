@@ -1,8 +1,9 @@
-"""Latents of a split, their 3-D map, and the table that analyses print."""
+"""Latents of a split: their nearest neighbours, their map, and the table that analyses print."""
 import json
 from pathlib import Path
 
 import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
 
 from settings import fail
 
@@ -17,6 +18,13 @@ def l2_normalize(Z):
 def subset(digits, max_points, seed):
     """Indices of at most max_points digits of a split, in random order."""
     return np.random.default_rng(seed).permutation(len(digits))[:max_points]
+
+
+def knn_predictions(train, labels, queries, k, metric):
+    """Labels (M,) by majority of the k nearest of train (N, D). SystemExit(2) when k > N."""
+    if k > len(train):
+        settings.fail(f'analysis.k is {k}, but there are only {len(train)} training digits')
+    return KNeighborsClassifier(k, metric=metric).fit(train, labels).predict(queries)
 
 
 def umap_map(Z, dimensions, n_neighbors, min_dist, seed):
