@@ -42,7 +42,8 @@ PARTS = ('trustworthiness', 'continuity', 'neighborhood_hit', 'silhouette', 'knn
 
 def neighborhood_hit(Z, labels, k, metric):
     """Mean share of the k nearest others of each row of Z (N, D) that have its label (N,)."""
-    nearest = NearestNeighbors(n_neighbors=k, metric=metric).fit(Z).kneighbors(return_distance=False)  # (N, k), without self
+    neighbors = NearestNeighbors(n_neighbors=k, metric=metric).fit(Z)
+    nearest = neighbors.kneighbors(return_distance=False)                         # (N, k), self left out
     return float((labels[nearest] == labels[:, None]).mean())
 
 

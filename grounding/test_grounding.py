@@ -367,8 +367,9 @@ def test_neighborhood_hit_at_its_ends():
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], 200)
     apart = generator.normal(size=(400, 3)) + 100 * labels[:, None]
-    assert analyze_manifold.neighborhood_hit(apart, labels, 5) == 1
-    assert abs(analyze_manifold.neighborhood_hit(generator.normal(size=(400, 3)), labels, 5, 'euclidean') - 0.5) < 0.05
+    assert analyze_manifold.neighborhood_hit(apart, labels, 5, 'euclidean') == 1
+    mixed = generator.normal(size=(400, 3))
+    assert abs(analyze_manifold.neighborhood_hit(mixed, labels, 5, 'euclidean') - 0.5) < 0.05
 
 
 def test_manifold_score_is_the_mean_of_its_parts(trained, monkeypatch):
