@@ -10,12 +10,11 @@ Writes: output.analysis_path if set, else artifacts/<experiment name>_analysis.j
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
-from sklearn.neighbors import KNeighborsClassifier
 
 import autoencoders
 import digits
 import settings
-from latents import print_table
+from latents import knn_predictions, print_table
 
 
 def spaces(model, train, split, latent_dim, device, seed):
@@ -29,13 +28,6 @@ def spaces(model, train, split, latent_dim, device, seed):
             'raw pixels': (train.flat(), split.flat(), lambda X: X),
             f'PCA-{latent_dim}': (pca.transform(train.flat()), pca.transform(split.flat()),
                                   lambda Z: pca.inverse_transform(Z).clip(0, 1).astype(np.float32))}
-
-
-def knn_predictions(train, labels, queries, k, metric):
-    """Labels (M,) by majority of the k nearest of train (N, D). SystemExit(2) when k > N."""
-    if k > len(train):
-        settings.fail(f'analysis.k is {k}, but there are only {len(train)} training digits')
-    return KNeighborsClassifier(k, metric=metric).fit(train, labels).predict(queries)
 
 
 def main():

@@ -14,7 +14,8 @@
   manifold_score = mean(trustworthiness, continuity, neighborhood_hit, (silhouette + 1) / 2, knn_accuracy,
                         interpolation_smoothness), in [0, 1]
 
-The intrinsic dimension is reported but no part of the score: neither more nor less of it is better.
+The intrinsic dimension is reported but no part of the score: neither more nor less of it is better. knn_accuracy and
+neighborhood_hit take analysis.k and analysis.metric; the other distances are Euclidean.
 
 Reads:  the config, output.checkpoint_path (or --checkpoint), MNIST from data.root
 Writes: output.manifold_analysis_path if set, else artifacts/<experiment name>_manifold_metrics.json
@@ -29,8 +30,8 @@ from sklearn.neural_network import MLPClassifier
 import autoencoders
 import digits
 import settings
-from analyze_autoencoder import knn_predictions, spaces
-from latents import print_table, subset
+from analyze_autoencoder import spaces
+from latents import knn_predictions, print_table, subset
 
 NEIGHBORS = 12          # of trustworthiness and continuity; with fewer than 40 points, less
 LID_NEIGHBORS = 20      # of the intrinsic dimension
@@ -39,9 +40,10 @@ JUDGE_DIGITS = 5000     # at most so many training digits teach the classifier
 PARTS = ('trustworthiness', 'continuity', 'neighborhood_hit', 'silhouette', 'knn_accuracy', 'interpolation_smoothness')
 
 
-def neighborhood_hit(Z, labels, k):
+def neighborhood_hit(Z, labels, k, metric):
     """Mean share of the k nearest others of each row of Z (N, D) that have its label (N,)."""
-    nearest = NearestNeighbors(n_neighbors=k).fit(Z).kneighbors(return_distance=False)       # (N, k), self left out
+    neighbors = NearestNeighbors(n_neighbors=k, metric=metric).fit(Z)
+    nearest = neighbors.kneighbors(return_distance=False)                         # (N, k), self left out
     return float((labels[nearest] == labels[:, None]).mean())
 
 
@@ -78,13 +80,13 @@ def interpolation_smoothness(Z, labels, to_images, judge, generator):
     return (kept + confidence) / 2, {'same_class_kept': kept, 'different_class_confidence': confidence}
 
 
-def measure(X, Z, y, knn_accuracy, to_images, judge, k, seed):
+def measure(X, Z, y, knn_accuracy, to_images, judge, k, metric, seed):
     """All measures of one space: pixels X (N, 784) and points Z (N, D) of the same digits, labels y (N,)."""
     near = min(NEIGHBORS, len(X) // 3 - 1)
     smoothness, parts = interpolation_smoothness(Z, y, to_images, judge, np.random.default_rng(seed))
     metrics = {'trustworthiness': float(trustworthiness(X, Z, n_neighbors=near)),
                'continuity': float(trustworthiness(Z, X, n_neighbors=near)),
-               'neighborhood_hit': neighborhood_hit(Z, y, k),
+               'neighborhood_hit': neighborhood_hit(Z, y, k, metric),
                'silhouette': float(silhouette_score(Z, y)),
                'knn_accuracy': knn_accuracy,
                'interpolation_smoothness': smoothness}
@@ -121,7 +123,7 @@ def main():
     results = {}
     for name, (A, B, to_images) in spaces(model, train, split, dim, device, seed).items():
         right = knn_predictions(A, train.labels.numpy(), B, k, metric) == split.labels.numpy()
-        results[name] = measure(X, B[chosen], y, float(right.mean()), to_images, judge, k, seed)
+        results[name] = measure(X, B[chosen], y, float(right.mean()), to_images, judge, k, metric, seed)
     columns = ('manifold_score', *PARTS, 'intrinsic_dimension')
     print_table(source, ['space', *columns],
                 [[name, *('-' if r[c] is None else r[c] for c in columns)] for name, r in results.items()])

@@ -1,4 +1,4 @@
-"""Figures of one experiment: reconstructions, the latent's UMAP in two dimensions, losses per epoch.
+"""Figures of one experiment: reconstructions, the latent's UMAP in two dimensions, metrics per epoch.
 
 Reads:  the config, output.checkpoint_path (or --checkpoint), output.report_path, MNIST from data.root
 Writes: artifacts/<experiment name>_{reconstructions,umap,epochs}.png
@@ -48,16 +48,20 @@ def scatter(points, labels, title):
     return fig
 
 
-def losses(epochs, title):
-    """Cross-entropy per epoch: what was trained on, and on validation digits as they are."""
-    fig = Figure(figsize=(6, 3.2), layout='constrained')
-    ax = fig.subplots()
+def metrics(epochs, title):
+    """Beside each other, per epoch: cross-entropy in training and validation; kNN accuracy of validation digits."""
+    fig = Figure(figsize=(9, 3.2), layout='constrained')
+    left, right = fig.subplots(1, 2)
     x = [e['epoch'] for e in epochs]
-    ax.plot(x, [e['train_loss'] for e in epochs], color='#888888', marker='.', label='training')
-    ax.plot(x, [e['val_loss'] for e in epochs], color='#1f4e79', marker='.', label='validation, not augmented')
-    ax.set(xlabel='epoch', ylabel='cross-entropy a pixel, nats', title=title)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend()
+    left.plot(x, [e['train_loss'] for e in epochs], color='#888888', marker='.', label='training')
+    left.plot(x, [e['val_loss'] for e in epochs], color='#1f4e79', marker='.', label='validation, not augmented')
+    left.set(ylabel='cross-entropy a pixel, nats', title=title)
+    left.legend()
+    right.plot(x, [e['val_knn_accuracy'] for e in epochs], color='#1f4e79', marker='.')
+    right.set(ylabel='kNN accuracy of the latent, validation')
+    for ax in (left, right):
+        ax.set(xlabel='epoch')
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
 
 
@@ -85,7 +89,7 @@ def main():
     title = f'{name}: {len(latents):,} {args.split} digits, epoch {epoch}'
     for ending, fig in (('reconstructions', reconstructions(shown, augmented, decoded, decoded_augmented)),
                         ('umap', scatter(points, split.labels[chosen].numpy(), title)),
-                        ('epochs', losses(report['epochs'], name))):
+                        ('epochs', metrics(report['epochs'], name))):
         path = settings.artifact(config, f'{ending}.png')
         settings.write_atomic(path, lambda file: fig.savefig(file, format='png'))
         print(f'wrote {path}')

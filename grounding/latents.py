@@ -1,8 +1,9 @@
-"""Latents of a split, their 3-D map, and the table that analyses print."""
+"""Latents of a split: their nearest neighbours, their map, and the table that analyses print."""
 import json
 from pathlib import Path
 
 import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
 
 from settings import fail
 
@@ -19,6 +20,13 @@ def subset(digits, max_points, seed):
     return np.random.default_rng(seed).permutation(len(digits))[:max_points]
 
 
+def knn_predictions(train, labels, queries, k, metric):
+    """Labels (M,) by majority of the k nearest of train (N, D). SystemExit(2) when k > N."""
+    if k > len(train):
+        settings.fail(f'analysis.k is {k}, but there are only {len(train)} training digits')
+    return KNeighborsClassifier(k, metric=metric).fit(train, labels).predict(queries)
+
+
 def umap_map(Z, dimensions, n_neighbors, min_dist, seed):
     """UMAP (McInnes et al. 2018) of Z (N, D) to (N, dimensions), centred, its longest half axis 1. Same seed, same map.
 
@@ -26,7 +34,10 @@ def umap_map(Z, dimensions, n_neighbors, min_dist, seed):
     """
     if len(Z) <= n_neighbors + 1:
         fail(f'--umap-n-neighbors {n_neighbors}: there are only {len(Z)} points; ask for fewer neighbours')
-    import umap    # here, because importing it compiles for seconds
+    import numba   # here, because importing the two takes seconds
+    # numba's OpenMP layer sets the number of threads of torch too, and another number of threads adds in another order.
+    numba.config.THREADING_LAYER = 'workqueue'
+    import umap
     points = umap.UMAP(n_components=dimensions, n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed,
                        n_jobs=1).fit_transform(Z)
     points = points - points.mean(0)

@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from settings import fail, write_atomic
+import autoencoders
+from settings import artifact, fail, load_config, parser, start, write_atomic
 
 TOLERANCE = 1e-4        # largest difference to PyTorch that is let through
 BATCHES = (1, 2, 17)    # sizes that are compared
@@ -39,3 +40,23 @@ def export(module, example, input_name, output_name, path):
              status=1)
     write_atomic(path, lambda file: file.write(buffer.getvalue()))
     return difference
+
+
+def run(doc, half):
+    """The whole program of a script that exports one half, 'encoder' or 'decoder', and has the docstring `doc`."""
+    p = parser(doc)
+    p.add_argument('--checkpoint', help='instead of output.checkpoint_path')
+    p.add_argument('--output', help='instead of the default path')
+    args = p.parse_args()
+    config = load_config(args)
+    start(config)
+    model, epoch = autoencoders.load(config, 'cpu', args.checkpoint)
+    path = args.output or artifact(config, f'{half}.onnx')
+    images = torch.rand(max(BATCHES), 1, 28, 28)
+    if half == 'encoder':
+        difference = export(model.encoder, images, 'image', 'latent', path)
+    else:
+        with torch.no_grad():
+            latents = model.encoder(images)             # of the size that occurs
+        difference = export(model.decoder, latents, 'latent', 'image', path)
+    print(f'wrote {path}: epoch {epoch}, largest difference to PyTorch {difference:.1e}')

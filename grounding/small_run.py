@@ -23,7 +23,10 @@ NOT_TESTED = MISSING and (f'grounding/ IS NOT TESTED, missing: {", ".join(MISSIN
 
 
 def fake_digits(number, seed):
-    """images (N, 28, 28) uint8 and labels (N,): class c is a bar of its own place and slant, with noise; shuffled."""
+    """images (N, 28, 28) uint8 and labels (N,): class c is a bar of its own place and slant, with noise; shuffled.
+
+    The bars have soft edges: as in MNIST, more than half of the ink is grey, so that it can be brightened.
+    """
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.arange(number) % 10).astype(np.uint8)
     y, x = np.mgrid[:28, :28] - 13.5
@@ -31,7 +34,7 @@ def fake_digits(number, seed):
     jitter = generator.normal(0, 0.7, (2, number, 1, 1))
     along = x * np.cos(angle) + y * np.sin(angle) + jitter[0]
     across = -x * np.sin(angle) + y * np.cos(angle) + jitter[1] - labels[:, None, None] % 3
-    bars = 255 * ((abs(along) < 9) & (abs(across) < 2))
+    bars = 255 * (10 - abs(along)).clip(0, 1) * (3 - abs(across)).clip(0, 2) / 2
     return (bars + generator.integers(0, 20, bars.shape)).clip(0, 255).astype(np.uint8), labels
 
 

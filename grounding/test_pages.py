@@ -248,6 +248,22 @@ def test_points_are_picked_by_click_and_play_moves_t(page, base):
     assert page.evaluate('playground.t') == stopped > 0.05
 
 
+def test_on_a_phone_nothing_lies_over_the_cloud(page, base):
+    before = page.viewport_size
+    page.set_viewport_size({'width': 390, 'height': 844})
+    for name, open_it in (('phone_viewer', lambda: measure_browser.open_page(page, base + VIEWER,
+                                                                             'window.viewer?.ready')),
+                          ('phone_playground', lambda: playground(page, base))):
+        open_it()
+        view, *panels = (page.locator(s).bounding_box() for s in ('#view', *page.evaluate(
+            "Array.from(document.querySelectorAll('.panel:not([hidden])'), (panel) => `#${panel.id}`)")))
+        assert view['y'] == 0 and view['height'] > 250 and panels
+        assert all(panel['y'] >= view['height'] and panel['width'] == view['width'] == 390 for panel in panels)
+        screenshot(page, name)
+    page.set_viewport_size(before)
+    assert page.problems == []
+
+
 def message(page, address):
     page.goto(address)
     page.wait_for_function("!document.getElementById('message').hidden")

@@ -3,67 +3,16 @@
 With self_supervised.target: original the network sees an augmented digit and must draw the one it came from, so what
 an augmentation changes is not worth a place in the latent (denoising autoencoders, Vincent et al. 2008, with shifts,
 turns and masks for noise). With target: augmented it must draw what it sees.
-The loss is the cross-entropy of the pixels: where all have gone black, the squared error has no gradient left.
 
 Reads:  the config; MNIST from data.root (see digits.py)
 Writes: output.checkpoint_path (last epoch), ..._epochXXX.pt every output.save_every_n_epochs, output.report_path
     python grounding/train_covnet.py --config grounding/configs/3_regularized_covnet.yaml
 """
-import math
-import time
-
-import torch
-from torch.nn import functional as F
-
-import autoencoders
-import digits
-import settings
+from training import train
 
 
 def main():
-    config = settings.load_config(settings.parser(__doc__).parse_args())
-    settings.expect(config, __file__, ('naive_conv', 'asymmetric_resnet'))
-    device = settings.start(config)
-    splits, source = digits.load(config)
-    print(source)
-    training = config['training']
-    workers = settings.usable_workers(training['num_workers'])
-    model = autoencoders.build(config).to(device)
-    counts = autoencoders.parameter_counts(model)
-    print(f'{config["experiment"]["name"]}: {counts["encoder"]:,} parameters in the encoder, '
-          f'{counts["decoder"]:,} in the decoder; {device}')
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training['learning_rate'],
-                                  weight_decay=training['weight_decay'])
-    epochs = []
-    augmentation = config['self_supervised']
-    repeats = augmentation['augmentations_per_sample'] if augmentation['enabled'] else 1
-    print(f'{len(splits["train"]):,} digits x {repeats} variants an epoch')
-
-    for epoch in range(1, training['epochs'] + 1):
-        model.train()
-        total, seen, started, cpu_started = 0.0, 0, time.monotonic(), time.process_time()
-        loader = digits.batches(splits['train'].images, training['batch_size'], repeats, workers,
-                                seed=config['experiment']['seed'] * 10_000 + epoch, progress=f'epoch {epoch}')
-        for x, in loader:
-            x = x.to(device)                                                  # (B, 1, 28, 28)
-            seen_by_encoder = digits.augment(x, augmentation) if augmentation['enabled'] else x
-            target = x if augmentation['target'] == 'original' else seen_by_encoder
-            loss = F.binary_cross_entropy_with_logits(model.logits(seen_by_encoder), target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total, seen = total + loss.detach() * len(x), seen + len(x)       # no device sync inside the epoch
-        train_loss = float(total) / seen
-        val_loss = autoencoders.cross_entropy(model, splits['val'].images, device)
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            settings.fail(f'epoch {epoch}: the loss is {train_loss} in training, {val_loss} in validation; '
-                          'lower training.learning_rate', status=1)
-        epochs.append({'epoch': epoch, 'train_loss': train_loss, 'val_loss': val_loss,
-                       'seconds': time.monotonic() - started, 'cpu_seconds': time.process_time() - cpu_started})
-        print(f'epoch {epoch:3d}/{training["epochs"]}  train {train_loss:.5f}  val {val_loss:.5f}  '
-              f'{epochs[-1]["seconds"]:.1f} s', flush=True)
-        autoencoders.keep(config, model, epochs, source)
-    print(f'wrote {config["output"]["checkpoint_path"]} and {config["output"]["report_path"]}')
+    train(__doc__, __file__, ('naive_conv', 'asymmetric_resnet'))
 
 
 if __name__ == '__main__':
