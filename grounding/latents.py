@@ -23,7 +23,7 @@ def subset(digits, max_points, seed):
 def knn_predictions(train, labels, queries, k, metric):
     """Labels (M,) by majority of the k nearest of train (N, D). SystemExit(2) when k > N."""
     if k > len(train):
-        settings.fail(f'analysis.k is {k}, but there are only {len(train)} training digits')
+        fail(f'analysis.k is {k}, but there are only {len(train)} training digits')
     return KNeighborsClassifier(k, metric=metric).fit(train, labels).predict(queries)
 
 
