@@ -16,7 +16,7 @@ import priors
 import runtime
 from p1_canvas import GATED, canvas_gate, encode, noisy, reconstruction, weights
 from p2_contrast import (build, confused_pairs, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
-                         semantic_metrics, spread)
+                         spread)
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p2/ckpt.pt'   # the phase before

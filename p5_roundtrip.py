@@ -145,7 +145,7 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
     """Held-out x (N, T) -> ({way of decoding: metrics}, rows for samples.jsonl). Ways: greedy, one sample, best of k by
     cosine (the model's own choice), best of k by Graph F1 (an oracle), and copying the input."""
     originals = [tokenizer.decode(row) for row in x.tolist()]
-    ys, cosines, greedy, greedy_cosine, copy_cosine = [], [], [], [], []
+    ys, cosines, greedy, greedy_cosine = [], [], [], []
     generator = torch.Generator().manual_seed(0)
     for part in x.split(128):
         u = torch.rand(len(part), k, length, generator=generator).to(x.device)

@@ -21,7 +21,6 @@ import data
 import p4_decoder
 import p5_roundtrip
 import plot
-import priors
 import runtime
 from model import build_unet
 from p1_canvas import GATED, canvas_metrics, encode, random_sentences
