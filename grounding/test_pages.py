@@ -259,6 +259,8 @@ def test_on_a_phone_nothing_lies_over_the_cloud(page, base):
             "Array.from(document.querySelectorAll('.panel:not([hidden])'), (panel) => `#${panel.id}`)")))
         assert view['y'] == 0 and view['height'] > 250 and panels
         assert all(panel['y'] >= view['height'] and panel['width'] == view['width'] == 390 for panel in panels)
+        assert page.evaluate("""Array.from(document.querySelectorAll('.panel:not([hidden])'))
+            .every((panel) => panel.scrollHeight <= panel.clientHeight)""")        # nothing is cut
         screenshot(page, name)
     page.set_viewport_size(before)
     assert page.problems == []
