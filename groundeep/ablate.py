@@ -31,10 +31,11 @@ ABLATIONS = {
     'all devices': '',
     'no balancing': '--balance=false',
     'no warm-up, no clamping': '--warmup=false',
+    'no enumeration of texts': '--enumeration=false',
     'no hot Gibbs': '--hot_gibbs=false',
     'no gain control': '--gain=false',
     'no collapse mitigation': '--mitigation=false',
-    'none of them': '--balance=false --warmup=false --hot_gibbs=false --gain=false --mitigation=false'}
+    'none of them': '--balance=false --warmup=false --enumeration=false --hot_gibbs=false --gain=false --mitigation=false'}
 
 # Columns: label, how to read it from results.json.
 COLUMNS = {

@@ -66,6 +66,7 @@ sparsity_cost = 0.05             # how hard its bias is pulled there; 0: not at 
 # the document's devices: see joint.py
 balance = True                   # gradient and variance balancing of the sub-spaces
 warmup = True                    # auxiliary clamping before, and among, free-phase updates
+enumeration = True               # p(z_txt|z_img) in warm-up is summed over the texts of the batch, not sampled
 hot_gibbs = True                 # generating chains are annealed from a high temperature
 gain = True                      # dynamic gain control
 mitigation = True                # of mode collapse: persistent chains that are partly restarted
@@ -271,6 +272,8 @@ def report(run, joint, splits, config):
     numbers = np.array([words[s] for s in strings])
     drawn = evaluate.draw_words(joint, strings, config['samples'], config['chain_steps'], run.device)
     found['txt_to_img'], counted = evaluate.drawing_scores(drawn, numbers, side, judge, upto)
+    found['txt_to_img_baselines'] = evaluate.drawing_baselines(splits['train'], numbers, config['samples'], side, upto,
+                                                               config['seed'])
 
     run.say('evaluation: RSA and comparisons')
     layers = codes(joint, test)
@@ -354,6 +357,8 @@ def table(found, config):
         real = found['judges on real images'][judge]
         lines.append((f'TXT->IMG {drawn}, {judge} ({real:.3f} on real images)',
                       f"{t[f'{judge}_exact']:.3f}", f"{t[f'{judge}_near']:.3f}"))
+    for name, row in found['txt_to_img_baselines'].items():
+        lines.append((f'TXT->IMG {drawn}, {name}, counter', f"{row['exact']:.3f}", f"{row['near']:.3f}"))
     lines.append(('TXT->IMG chance: the same drawings, dealt to other words', f"{t['chance_exact']:.3f}", ''))
     lines.append(('diversity: distinct drawings of a word, 1 - overlap of two', f"{t['distinct']:.3f}",
                   f"{t['distance']:.3f}"))
