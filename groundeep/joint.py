@@ -40,7 +40,7 @@ class Devices:
     """Switches and knobs of the devices above."""
     balance: bool = True
     warmup: bool = True
-    enumeration: bool = True
+    enumeration: bool = False
     hot_gibbs: bool = True
     gain: bool = True
     mitigation: bool = True
