@@ -2,7 +2,8 @@
 
 An ablation is an override of run.py, so each is run as an ordinary command line in a folder of its own. A finished run
 is never repeated and an unfinished one goes on, so the same command may be stopped and started again. All runs of the
-table share their stimuli; seeds differ in weights, batches and chains.
+table share their stimuli; seeds differ in weights, batches and chains. The devices are in the joint model alone, so the
+runs of a seed take the image DBN and the text RBM of its first run.
 
 Reads:  nothing (it runs run.py)      Writes: out_dir/<ablation>/seed<k>/, ablations.md, ablations.json
     python -m groundeep.ablate --dry_run=true
@@ -31,10 +32,11 @@ ABLATIONS = {
     'all devices': '',
     'no balancing': '--balance=false',
     'no warm-up, no clamping': '--warmup=false',
+    'no enumeration of texts': '--enumeration=false',
     'no hot Gibbs': '--hot_gibbs=false',
     'no gain control': '--gain=false',
     'no collapse mitigation': '--mitigation=false',
-    'none of them': '--balance=false --warmup=false --hot_gibbs=false --gain=false --mitigation=false'}
+    'none of them': '--balance=false --warmup=false --enumeration=false --hot_gibbs=false --gain=false --mitigation=false'}
 
 # Columns: label, how to read it from results.json.
 COLUMNS = {
@@ -51,9 +53,12 @@ COLUMNS = {
 
 def command(name, seed):
     """The words of one run, and its folder."""
-    folder = Path(out_dir) / name.replace(' ', '_').replace(',', '') / f'seed{seed}'
+    folder, first = (Path(out_dir) / each.replace(' ', '_').replace(',', '') / f'seed{seed}'
+                     for each in (name, 'all devices'))
     words = [sys.executable, '-m', 'groundeep.run', f'--out_dir={folder}', f'--seed={seed}',
              *shlex.split(override), *shlex.split(ABLATIONS[name])]
+    if folder != first:
+        words.append(f"--unimodal={first / 'ckpt.pt'}")
     return words, folder
 
 

@@ -141,6 +141,22 @@ def drawing_scores(drawn, numbers, side, judge, upto):
     return found, counted.reshape(W, S)
 
 
+def drawing_baselines(train, numbers, samples, side, upto, seed):
+    """TXT->IMG by other means, `samples` drawings of each of `numbers`, by the counter, over numbers up to `upto`:
+    {method: {exact, near, distinct, distance}}.
+
+    retrieved: training images of the word (the nearest neighbour of a word; it draws nothing new). logistic: each pixel
+    by itself, with the probability that a logistic regression on the word gives it: the mean of the word's images.
+    """
+    rng = np.random.default_rng(seed)
+    numbers = np.array([n for n in numbers if n <= upto and (train['number'] == n).any()])
+    of_word = [train['image'][train['number'] == n] for n in numbers]
+    drawn = {'retrieved': np.stack([images[rng.integers(len(images), size=samples)] for images in of_word]),
+             'logistic': np.stack([rng.random((samples, side ** 2)) < images.mean(0) for images in of_word])}
+    return {name: scores(count_components(images, side), np.repeat(numbers, samples)) | diversity(images)
+            for name, images in drawn.items()}
+
+
 def logistic(x, numbers, images):
     """Numbers (M,) that a multinomial logistic regression, fitted to x (N, features) and numbers (N,), gives to images
     (M, features). Of three penalties that is taken which does best on a fifth of the first 4000 rows, held out for it.

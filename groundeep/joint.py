@@ -12,6 +12,10 @@ warmup       Auxiliary clamping. For the first epochs the negative chain keeps o
              starts from noise: contrastive divergence of p(z_img|z_txt) and, on every other batch, of p(z_txt|z_img),
              the two conditionals generation uses. Afterwards `clamp_share` of the batches stay so, the rest is free.
              Off: free-phase contrastive divergence from the first batch to the last.
+enumeration  In p(z_txt|z_img) the negative phase is the expectation over the texts of the batch, each with its
+             probability under the model, instead of a chain over 2 ** |z_txt| codes: the exact gradient of a
+             classification RBM (Larochelle & Bengio 2008). It acts through warmup.
+             Off: a chain from noise there too.
 hot_gibbs    The chain of TXT->IMG and of IMG->TXT starts at inverse temperature `hot` and is annealed to 1.
              Off: the same number of steps, all at 1.
 gain         Dynamic gain control. The mean and the variance over stimuli of z_img and of z_txt are tracked; a gain and
@@ -36,6 +40,7 @@ class Devices:
     """Switches and knobs of the devices above."""
     balance: bool = True
     warmup: bool = True
+    enumeration: bool = False
     hot_gibbs: bool = True
     gain: bool = True
     mitigation: bool = True
@@ -92,18 +97,34 @@ class Joint(nn.Module):
         if devices.gain:
             self.control_gain(z)
         if devices.warmup and (epoch < devices.warmup_epochs or float(torch.rand(())) < devices.clamp_share):
-            mask = self.clamp(TEXT if batch % 2 else IMAGE)
-            start = torch.where(mask, z, self.rbm.random_visible(len(z)))
-            model = self.rbm.gibbs(start, [1.0] * devices.clamp_steps, mask)[0]
+            clamped = TEXT if batch % 2 else IMAGE
+            if devices.enumeration and clamped == IMAGE:
+                negative = self.expected(*(z[:, part] for part in self.blocks()))
+            else:
+                mask = self.clamp(clamped)
+                start = torch.where(mask, z, self.rbm.random_visible(len(z)))
+                negative = self.rbm.correlations(self.rbm.gibbs(start, [1.0] * devices.clamp_steps, mask)[0])
         else:
-            model = self.rbm.negative(self.rbm.sample_visible(z), k, devices.mitigation, devices.refresh)
+            negative = self.rbm.correlations(
+                self.rbm.negative(self.rbm.sample_visible(z), k, devices.mitigation, devices.refresh))
         # The data are probabilities: half of the units of z_img are grey, and a sample of them has lost the number.
         positive = self.rbm.correlations(z)
-        gradient = centred(positive, self.rbm.correlations(model))
+        gradient = centred(positive, negative)
         if devices.balance:
             self.balance(gradient)
         self.rbm.note_activity(positive['c'])
         self.rbm.ascend(gradient, **how)
+
+    def expected(self, z, y):
+        """Statistics {W, b, c} of z_img z (N, Z) joined to each of the different z_txt of y (N, Y), weighed by the
+        model's probability of that text given the image."""
+        y = y.unique(dim=0)                                                                         # (T, Y)
+        image, text = self.blocks()
+        a = (self.rbm.c + z @ self.rbm.W[image])[:, None] + y @ self.rbm.W[text]                    # (N, T, H)
+        p = torch.softmax(torch.nn.functional.softplus(a).sum(-1) + y @ self.rbm.b[text], 1)        # (N, T)
+        h = torch.sigmoid(a) * p[..., None]
+        return {'W': torch.cat((z.T @ h.sum(1), y.T @ h.sum(0))) / len(z),
+                'b': torch.cat((z.mean(0), p.mean(0) @ y)), 'c': h.sum(1).mean(0)}
 
     def balance(self, gradient, decay=0.95, most=4.0):
         """Scale the two sub-spaces' parts of a gradient {W, b, c}, in place, to one root-mean-square size."""

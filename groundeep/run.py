@@ -4,7 +4,7 @@ An image DBN learns dot arrays, a text RBM learns number words, and a joint RBM 
 together; nothing is told what a number is. Then it names held-out images, draws words, compares images, and its layers
 are compared with number and with what goes along with number.
 
-Reads:  stimuli (made on first use)
+Reads:  stimuli (made on first use); with --unimodal a checkpoint of another run
 Writes: out_dir/ckpt.pt, run.json, metrics.jsonl, results.json, plots/
     python -m groundeep.run
     python -m groundeep.run --resume=true        # go on after Ctrl-C; on a finished run: evaluate and draw again
@@ -29,6 +29,7 @@ out_dir = 'out/groundeep/run'    # run folder: checkpoint, metrics, results, plo
 resume = False                   # go on from out_dir/ckpt.pt
 seed = 0                         # weights, batches, chains
 device = 'auto'                  # cuda, mps or cpu
+unimodal = ''                    # a checkpoint to take a trained image DBN and text RBM from; '': train them
 # stimuli: see stimuli.py
 folder = 'out/groundeep'         # where they are, or are put
 data_seed = 0
@@ -66,6 +67,7 @@ sparsity_cost = 0.05             # how hard its bias is pulled there; 0: not at 
 # the document's devices: see joint.py
 balance = True                   # gradient and variance balancing of the sub-spaces
 warmup = True                    # auxiliary clamping before, and among, free-phase updates
+enumeration = False              # p(z_txt|z_img) in warm-up is summed over the texts of the batch, not sampled
 hot_gibbs = True                 # generating chains are annealed from a high temperature
 gain = True                      # dynamic gain control
 mitigation = True                # of mode collapse: persistent chains that are partly restarted
@@ -245,6 +247,20 @@ def restore(run, joint):
     return run.saved_step
 
 
+def take_over(joint, config):
+    """With --unimodal, copy the image DBN and the text RBM of that checkpoint; SystemExit(2), after one line, when it
+    was made with other settings of theirs."""
+    path = config['unimodal']
+    checkpoint = runtime.load_checkpoint(path, 'groundeep', 'python -m groundeep.run')
+    for key, value in checkpoint['config'].items():
+        if (key in stimuli.SETTINGS or key.startswith(('image_', 'text_')) or key == 'batch_size') \
+                and config[key] != value:
+            runtime.fail(f'{path} was made with --{key}={runtime.as_text(value)}, not {runtime.as_text(config[key])}')
+    for name, dbn in (('image.', joint.image), ('text.', joint.text)):
+        dbn.load_state_dict({key.removeprefix(name): value for key, value in checkpoint['net'].items()
+                             if key.startswith(name)})
+
+
 # ---- the evaluation at the end --------------------------------------------------------------------------------------
 
 def report(run, joint, splits, config):
@@ -271,6 +287,8 @@ def report(run, joint, splits, config):
     numbers = np.array([words[s] for s in strings])
     drawn = evaluate.draw_words(joint, strings, config['samples'], config['chain_steps'], run.device)
     found['txt_to_img'], counted = evaluate.drawing_scores(drawn, numbers, side, judge, upto)
+    found['txt_to_img_baselines'] = evaluate.drawing_baselines(splits['train'], numbers, config['samples'], side, upto,
+                                                               config['seed'])
 
     run.say('evaluation: RSA and comparisons')
     layers = codes(joint, test)
@@ -354,6 +372,8 @@ def table(found, config):
         real = found['judges on real images'][judge]
         lines.append((f'TXT->IMG {drawn}, {judge} ({real:.3f} on real images)',
                       f"{t[f'{judge}_exact']:.3f}", f"{t[f'{judge}_near']:.3f}"))
+    for name, row in found['txt_to_img_baselines'].items():
+        lines.append((f'TXT->IMG {drawn}, {name}, counter', f"{row['exact']:.3f}", f"{row['near']:.3f}"))
     lines.append(('TXT->IMG chance: the same drawings, dealt to other words', f"{t['chance_exact']:.3f}", ''))
     lines.append(('diversity: distinct drawings of a word, 1 - overlap of two', f"{t['distinct']:.3f}",
                   f"{t['distance']:.3f}"))
@@ -390,6 +410,9 @@ def main():
         joint.image.layers[0].start_biases(train['image'].mean(0))
         joint.text.layers[0].start_biases(train['text'].mean(0))
     plan = stages_of(config)
+    if first == 0 and unimodal:
+        take_over(joint, config)
+        first = next(i for i, entry in enumerate(plan) if entry[0] == 'joint')
     began = time.monotonic()
 
     for step in run.steps(first, len(plan)):

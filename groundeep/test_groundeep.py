@@ -12,6 +12,7 @@ import runtime
 from groundeep import ablate, compare, diagnose, evaluate, run, stimuli
 from groundeep.dbn import DBN, batches, schedule
 from groundeep.joint import IMAGE, TEXT, Devices, Joint
+from groundeep.rbm import difference
 
 SMALL = {'data_seed': 0, 'side': 20, 'max_number': 5, 'train_images': 120, 'held_out_images': 50, 'frequency': 'zipf',
          'item_area': 0.015, 'size_octaves': 1.0, 'spacing_octaves': 1.0, 'text': 'words'}
@@ -185,7 +186,7 @@ def test_gain_control_brings_the_two_latents_to_one_mean_and_variance():
 def test_each_device_that_acts_on_learning_changes_what_is_learned():
     v, rows = patterns()
     learned, spread = {}, 2 * torch.randn(12, 10)
-    for name in ('', 'balance', 'warmup', 'gain', 'mitigation'):
+    for name in ('', 'balance', 'warmup', 'enumeration', 'gain', 'mitigation'):
         joint = small_joint(**({name: False} if name else {}), warmup_epochs=1, gain_rate=0.5)
         joint.image.layers[0].W.copy_(spread)
         for epoch in range(3):
@@ -196,6 +197,21 @@ def test_each_device_that_acts_on_learning_changes_what_is_learned():
         assert bool(joint.rbm.fantasy_alive) == (name != 'mitigation')
         assert bool((joint.gain != 1).any()) == (name != 'gain')
     assert all(not torch.allclose(learned[''], learned[name], atol=1e-6) for name in learned if name)
+
+
+def test_enumerated_texts_give_the_exact_gradient_of_the_word_given_the_image():
+    joint = small_joint()
+    torch.nn.init.normal_(joint.rbm.W), torch.nn.init.normal_(joint.rbm.b), torch.nn.init.normal_(joint.rbm.c)
+    v, rows = patterns(20)
+    z, y = joint.latent(v, IMAGE), joint.latent(text_of(rows), TEXT)
+    negative = joint.expected(z, y)
+    gradient = difference(joint.rbm.correlations(torch.cat((z, y), dim=1)), negative)
+    for name in 'Wbc':
+        getattr(joint.rbm, name).requires_grad_()
+    energies = joint.word_energies(v, text_of(torch.arange(4)))
+    torch.nn.functional.cross_entropy(-energies, rows, reduction='mean').backward()
+    for name in 'Wbc':
+        torch.testing.assert_close(gradient[name], -getattr(joint.rbm, name).grad, atol=1e-5, rtol=1e-4)
 
 
 def test_hot_gibbs_is_a_schedule_of_the_generating_chain():
@@ -250,6 +266,12 @@ def test_scores_and_diversity():
     same, different = np.ones((1, 4, 9), bool), np.eye(9, dtype=bool)[None, :4]
     assert evaluate.diversity(same) == {'distinct': 0.25, 'distance': 0.0}
     assert evaluate.diversity(different) == {'distinct': 1.0, 'distance': 1.0}
+
+
+def test_baselines_of_drawing_know_what_a_copy_and_what_a_mean_image_draw(arrays):
+    train = {name: arrays[f'train_{name}'] for name in ('image', 'number')}
+    found = evaluate.drawing_baselines(train, [1, 2, 3, 4, 5], 10, 20, 3, 0)
+    assert found['retrieved']['exact'] == 1 and found['logistic']['exact'] < 0.7
 
 
 def test_the_judge_learns_to_count(arrays):
@@ -395,7 +417,7 @@ def test_the_command_line_refuses_an_unknown_word():
 
 def test_the_ablation_table_has_a_row_for_each_device_and_means_over_seeds(capsys, monkeypatch):
     switches = {word.partition('=')[0][2:] for words in ablate.ABLATIONS.values() for word in words.split()}
-    assert switches == {'balance', 'warmup', 'hot_gibbs', 'gain', 'mitigation'} <= set(run.config)
+    assert switches == {'balance', 'warmup', 'enumeration', 'hot_gibbs', 'gain', 'mitigation'} <= set(run.config)
 
     def result(x):
         return {'img_to_txt': {'chain': {'exact': x}, 'energy': {'exact': x}}, 'alignment': x,
