@@ -1,4 +1,4 @@
-"""Take the devices away, one at a time: runs of run.py with one switch off, over seeds, in one table.
+"""Take the devices away, one at a time (one is added): runs of run.py over seeds, in one table.
 
 An ablation is an override of run.py, so each is run as an ordinary command line in a folder of its own. A finished run
 is never repeated and an unfinished one goes on, so the same command may be stopped and started again. All runs of the
@@ -32,11 +32,11 @@ ABLATIONS = {
     'all devices': '',
     'no balancing': '--balance=false',
     'no warm-up, no clamping': '--warmup=false',
-    'no enumeration of texts': '--enumeration=false',
+    'with enumeration of texts': '--enumeration=true',
     'no hot Gibbs': '--hot_gibbs=false',
     'no gain control': '--gain=false',
     'no collapse mitigation': '--mitigation=false',
-    'none of them': '--balance=false --warmup=false --enumeration=false --hot_gibbs=false --gain=false --mitigation=false'}
+    'none of them': '--balance=false --warmup=false --hot_gibbs=false --gain=false --mitigation=false'}
 
 # Columns: label, how to read it from results.json.
 COLUMNS = {

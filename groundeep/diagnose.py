@@ -114,7 +114,8 @@ def filters(W, side, count=64):
     W = np.asarray(W)
     chosen = np.argsort(-np.linalg.norm(W, axis=0))[:count]
     rows = -(-len(chosen) // 16)
-    fig, axes = figure(9, 0.6 * rows + 0.3, rows, 16)
+    fig, axes = figure(9, 0.6 * rows + 0.6, rows, 16)
+    fig.suptitle('First-layer weights, strongest first; red +, blue −, each on its own scale', fontsize=9)
     for ax in axes.flat:
         ax.axis('off')
     for ax, column in zip(axes.flat, W[:, chosen].T):
@@ -157,6 +158,7 @@ def code_map(z, numbers):
                               (axes[0, 1], embed(cosine), 'Joint code, MDS of cosine distances')):
         shown = ax.scatter(*points.T, c=np.log2(numbers), s=9, cmap='viridis')
         ax.set_title(title), ax.set_xticks([]), ax.set_yticks([])
+        ax.set_xlabel('first axis'), ax.set_ylabel('second axis')
     bar = fig.colorbar(shown, ax=axes[0, 1])
     ticks = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= numbers.max()]
     bar.set_ticks(np.log2(ticks), labels=[str(n) for n in ticks])
@@ -174,32 +176,36 @@ def behaviour(choice, log2_ratio, w, naming, drawing):
     axes[0, 0].plot(middle, share, 'o', ms=3, color=VAL, label='choices')
     axes[0, 0].plot(edges, scipy.stats.norm.cdf(np.log(2) * edges / (2 ** 0.5 * w)), color=GREY, lw=1,
                     label=f'Weber fraction {w:.2f}')
-    axes[0, 0].set_xlabel('log2 ratio of numbers'), axes[0, 0].set_title('"First has more"'), axes[0, 0].legend()
-    for ax, curve, title in ((axes[0, 1], naming, 'Number named'), (axes[0, 2], drawing, 'Components drawn')):
+    axes[0, 0].set_xlabel('log2 ratio of numbers'), axes[0, 0].set_title('Which image has more'), axes[0, 0].legend()
+    axes[0, 0].set_ylabel('share of "the first"')
+    for ax, curve, title, unit in ((axes[0, 1], naming, 'Number named', 'number'),
+                                   (axes[0, 2], drawing, 'Components drawn', 'components')):
         ax.errorbar(curve[:, 0], curve[:, 1], curve[:, 2], fmt='o', ms=3, lw=0.8, color=VAL)
         ax.plot(curve[:, 0], curve[:, 0], color=FAINT, lw=1)
-        ax.set_xlabel('true number'), ax.set_title(title + ', mean ± sd')
+        ax.set_xlabel('true number'), ax.set_ylabel(unit), ax.set_title(title + ', mean ± sd')
     return fig
 
 
 def trends(rows):
     """Curves of history rows: reconstruction errors by stage, and the diagnostics of the joint stage by epoch."""
-    panels = {'Reconstruction error': [k for k in dict.fromkeys(k for r in rows for k in r) if k.startswith('error')]}
-    for key, title in (('cosine', 'Cosine similarity'), ('variance', 'Variance'), ('entropy', 'Unit entropy'),
-                       ('dead', 'Dead units'), ('saturated', 'Saturated units'), ('alignment', 'CKA z_img, z_txt'),
-                       ('distinct', 'Distinct drawings'), ('named', 'Named right'), ('drawn', 'Drawn right'),
-                       ('rsa log number', 'RSA with log number'), ('rsa overlap', 'RSA with pixel overlap'),
-                       ('gain', 'Gain')):
-        names = [k for k in dict.fromkeys(k for r in rows for k in r) if k.split('/')[0] == key]
-        if names:
-            panels[title] = names
+    keys = {'Reconstruction error (mean square)': 'error', 'Cosine similarity': 'cosine', 'Variance': 'variance',
+            'Unit entropy (bits)': 'entropy', 'Dead units (share)': 'dead', 'Saturated units (share)': 'saturated',
+            'CKA of z_img and z_txt': 'alignment', 'Distinct drawings (share)': 'distinct',
+            'Named right (share)': 'named', 'Drawn right (share)': 'drawn', 'RSA with log number (ρ)': 'rsa log number',
+            'RSA with pixel overlap (ρ)': 'rsa overlap', 'Gain': 'gain'}
+    panels = {title: [k for k in dict.fromkeys(k for r in rows for k in r) if k.split('/')[0] == key]
+              for title, key in keys.items()}
+    panels = {title: names for title, names in panels.items() if names}
     height = -(-len(panels) // 3)
-    fig, axes = figure(9, 2.1 * height, height, 3)
+    fig, axes = figure(9, 2.3 * height, height, 3)
     for ax, (title, names) in zip(axes.flat, panels.items()):
         for name, colour in zip(names, SERIES):
             points = [(row['step'], row[name]) for row in rows if name in row]
             ax.plot(*zip(*points), color=colour, label=name.partition('/')[2])
-        ax.set_title(title)
+        ax.set_title(title), ax.set_xlabel('epoch, all stages')
+        ax.ticklabel_format(useOffset=False)
+        if title.endswith('(share)'):
+            ax.set_ylim(-0.05, 1.05)
         ax.legend(fontsize=6) if len(names) > 1 else None
     for ax in list(axes.flat)[len(panels):]:
         ax.remove()

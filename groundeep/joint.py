@@ -1,7 +1,7 @@
 """The joint model: an image DBN and a text RBM, and an RBM over their latents z_img and z_txt.
 
-The document's five devices are switches here (`Devices`), each with its own function or branch, and each is a row of
-the ablation table (ablate.py). What each does, and what is off without it:
+The document's five devices, and one more, are switches here (`Devices`), each with its own function or branch, and each
+is a row of the ablation table (ablate.py). What each does, and what is off without it:
 
 balance      Gradient and variance balancing. z_img is several times as wide as z_txt, so at equal weights it decides
              the joint code, and its gradient dwarfs the other's. Initial weights are scaled so that either sub-space
@@ -14,8 +14,8 @@ warmup       Auxiliary clamping. For the first epochs the negative chain keeps o
              Off: free-phase contrastive divergence from the first batch to the last.
 enumeration  In p(z_txt|z_img) the negative phase is the expectation over the texts of the batch, each with its
              probability under the model, instead of a chain over 2 ** |z_txt| codes: the exact gradient of a
-             classification RBM (Larochelle & Bengio 2008). It acts through warmup.
-             Off: a chain from noise there too.
+             classification RBM (Larochelle & Bengio 2008). It acts through warmup and is no device of the document.
+             Off (the default): a chain from noise there too.
 hot_gibbs    The chain of TXT->IMG and of IMG->TXT starts at inverse temperature `hot` and is annealed to 1.
              Off: the same number of steps, all at 1.
 gain         Dynamic gain control. The mean and the variance over stimuli of z_img and of z_txt are tracked; a gain and

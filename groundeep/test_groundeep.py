@@ -187,7 +187,7 @@ def test_each_device_that_acts_on_learning_changes_what_is_learned():
     v, rows = patterns()
     learned, spread = {}, 2 * torch.randn(12, 10)
     for name in ('', 'balance', 'warmup', 'enumeration', 'gain', 'mitigation'):
-        joint = small_joint(**({name: False} if name else {}), warmup_epochs=1, gain_rate=0.5)
+        joint = small_joint(**({name: name == 'enumeration'} if name else {}), warmup_epochs=1, gain_rate=0.5)
         joint.image.layers[0].W.copy_(spread)
         for epoch in range(3):
             for batch in range(4):
@@ -395,6 +395,15 @@ def test_a_run_writes_everything_repeats_bit_for_bit_and_goes_on_where_it_was_ki
         whole(tmp_path, 'a', monkeypatch, '--resume=true', '--joint_hidden=17')
     line = capsys.readouterr().err
     assert stopped.value.code == 2 and '--joint_hidden=16, not 17' in line and line.count('\n') == 1
+
+    other = weights(whole(tmp_path, 'c', monkeypatch, f"--unimodal={first / 'ckpt.pt'}", '--balance=false',
+                          '--resume=false', '--joint_hidden=16'))
+    assert all(torch.equal(one[key], other[key]) for key in one if key.startswith(('image.', 'text.')))
+    assert not torch.equal(one['rbm.W'], other['rbm.W'])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        whole(tmp_path, 'd', monkeypatch, f"--unimodal={first / 'ckpt.pt'}", '--text_hidden=9')
+    assert stopped.value.code == 2 and '--text_hidden=8, not 9' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('word, message', [
