@@ -29,6 +29,7 @@ import priors
 import runtime
 import report
 import sample
+from drill import same
 
 ROOT = Path(__file__).parent
 PHASES = ('p1', 'p2', 'p3', 'p4', 'p5', 'p6')
@@ -344,15 +345,6 @@ def test_bad_input_ends_a_program_in_one_line(chain):
 
 
 # ---- kill and resume ------------------------------------------------------------------------------------------------
-
-def same(a, b):
-    """Whether two nested checkpoints are equal, bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b or a != a and b != b
-
 
 @pytest.mark.parametrize('phase', ['p1', 'p4'])
 def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase):
