@@ -55,7 +55,7 @@ KINDS = {                 # operators by what they are for; the first fitting wo
     'copies and casts': ('copy', 'to_', 'cat', 'index', 'gather', 'contiguous'), 'elementwise': ('',)}
 
 
-# ---- a phase's step, in a process of its own --------------------------------------------------------------------------
+# ---- a phase's step, in a process of its own ------------------------------------------------------------------------
 
 def settle(where):
     """Wait for the device."""
@@ -138,7 +138,7 @@ def measure_step(script, words, timed):
     for name in ('draw', 'renderings', 'negatives', 'take'):
         setattr(data.Corpus, name, clocked(getattr(data.Corpus, name)))
     priors.image_prior_terms = remembered(priors.image_prior_terms)
-    data.HELD_OUT_SIZE = 16                                                           # what a phase does before its loop
+    data.HELD_OUT_SIZE = 16                                                          # what a phase does before its loop
     plot.evaluation = plot.trends = plot.samples_table = lambda *_: None
     sys.argv = [script, *words]
     sys.path.insert(0, str(HERE))
@@ -166,8 +166,8 @@ def median(numbers):
 
 
 def in_a_process(call, folder, ranks=1, threads=None):
-    """What bench.<call> returns in a fresh process whose working folder is `folder` (the first of `ranks` processes that
-    take the step together), or one line that says why it returns nothing."""
+    """What bench.<call> returns in a fresh process whose working folder is `folder` (the first of `ranks` processes
+    that take the step together), or one line that says why it returns nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     code = f'import sys; sys.path.insert(0, {str(HERE)!r}); import json, bench; print(json.dumps(bench.{call}))'
     environment = os.environ | ({'OMP_NUM_THREADS': str(threads)} if threads else {})
@@ -195,20 +195,22 @@ def step_of(phase, words, folder, timed=None, **how):
     before = f'p{int(phase[1]) - 1}'
     own = [f'--out_dir={phase}', f'--device={device}', '--eval_every=1000000', '--max_steps=100',
            *(['--num_scenes=500'] if phase == 'p1' else [f'--init_from={before}/ckpt.pt'])]
-    return in_a_process(f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {timed or steps})', folder, **how)
+    call = f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {timed or steps})'
+    return in_a_process(call, folder, **how)
 
 
 def words_of(phase, on_a_gpu):
     """The settings of a phase at `size`, without what would not be a step of its last stage."""
     if size == 'cpu':
-        words = P6 if phase == 'p6' else ' '.join(word for word in p7_ablate.PRESETS['cpu'][phase].split()
-                                                  if not word.startswith(('--max_steps', '--eval_every', '--num_scenes')))
+        left_out = '--max_steps', '--eval_every', '--num_scenes'
+        words = P6 if phase == 'p6' else ' '.join(
+            word for word in p7_ablate.PRESETS['cpu'][phase].split() if not word.startswith(left_out))
     else:
         words = '' if on_a_gpu else FULL_ON_A_CPU[phase]
     return words + {'p2': ' --staged=false', 'p6': ' --unet_steps=0'}.get(phase, '')
 
 
-# ---- the tables -------------------------------------------------------------------------------------------------------
+# ---- the tables -----------------------------------------------------------------------------------------------------
 
 def bench_steps(on_a_gpu):
     """One row a phase: eager, and on CUDA compiled beside it."""
@@ -253,9 +255,10 @@ def bench_ranks():
         if not isinstance(found, dict):
             return {ranks: found}
         rows[ranks] = found
-        print(f"{ranks} process{'es' * (ranks > 1)}, batch {64 * ranks}: {1e3 * median(found['seconds']):.0f} ms a step "
-              f"(lowest {1e3 * min(found['seconds']):.0f}, highest {1e3 * max(found['seconds']):.0f}), one matrix product "
-              f"at {median(found['peak']) / 1e9:.0f} GFLOP/s meanwhile", flush=True)
+        took = [1e3 * second for second in found['seconds']]
+        print(f"{ranks} process{'es' * (ranks > 1)}, batch {64 * ranks}: {median(took):.0f} ms a step (lowest "
+              f"{min(took):.0f}, highest {max(took):.0f}), one matrix product at "
+              f"{median(found['peak']) / 1e9:.0f} GFLOP/s meanwhile", flush=True)
     one, two = (median(rows[ranks]['seconds']) for ranks in (1, 2))
     print(f'weak-scaling efficiency of 2 ranks: {one / two:.2f}')
     return rows
@@ -266,11 +269,11 @@ def bench_memory(on_a_gpu):
     folder, rows, part = Path(out_dir).resolve() / 'memory', {}, 64 if on_a_gpu else 2
     step_of('p1', '--batch_size=4 --compile=false', folder, timed=1)
     for batch in (256, 1024, 4096) if on_a_gpu else (2, 8, 32):
-        rows[batch] = step_of('p2', f'--batch_size={batch} --grad_accum={batch // part} --staged=false', folder, timed=1)
-        found = rows[batch]
-        print(f'batch {batch:5d} in parts of {part}: ' + (
-            f"peak {found['gigabytes']:.2f} GiB, {found['seconds'][0]:.1f} s a step" if isinstance(found, dict) else found),
-            flush=True)
+        words = f'--batch_size={batch} --grad_accum={batch // part} --staged=false'
+        rows[batch] = found = step_of('p2', words, folder, timed=1)
+        if isinstance(found, dict):
+            found = f"peak {found['gigabytes']:.2f} GiB, {found['seconds'][0]:.1f} s a step"
+        print(f'batch {batch:5d} in parts of {part}: {found}', flush=True)
     return rows
 
 

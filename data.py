@@ -658,8 +658,38 @@ class Corpus:
         top, variants = score.topk(k, dim=1)
         return variants + 1, top >= 0
 
+    def sentences(self, n, seed, step):
+        """n random sentences and a paraphrase of each (n, 2, T'): scenes and their counterfactuals alike, in any
+        rendering."""
+        scenes, generator = self.draw(n, seed, step)
+        variants = torch.randint(self.count.shape[1], (n,), generator=generator)
+        variants = variants.where(self.count[scenes, variants] > 0, torch.zeros_like(variants))
+        views = torch.stack(self.renderings(scenes, variants, generator), dim=1)      # (n, 2)
+        return self.take(scenes[:, None], variants[:, None], views)
+
+    def contrast_batch(self, n, seed, step, stage, negatives, leave_out, pairs=None, among=None):
+        """The indices of a step of P2, P3 and P5: scenes, variants (n, K), renderings (n, K, views), valid (n, K).
+        Column 0 is the scene itself; a family that does not apply is filled with it and marked invalid.
+
+        stage: of P2, 1 to 3. negatives: K - 1. leave_out: a family, or ''. pairs (P, 2): scenes that belong together,
+        to fill three quarters of the batch. among: the scenes to draw from, if not all."""
+        scenes, generator = self.draw(n, seed, step, among)
+        if pairs is not None:
+            some = pairs[torch.randperm(len(pairs), generator=generator)[:3 * n // 8]]    # (3n/8, 2), or all there are
+            scenes[:some.numel()] = some.T.flatten()
+        # Until direction is learnt every scene brings its argument swap; after that all families have the same chance.
+        extra, valid = self.negatives(scenes, negatives, generator, hardest=stage < 3, without=leave_out)
+        variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)
+        valid = torch.cat((torch.ones(n, 1, dtype=torch.bool), valid), dim=1)
+        scenes = scenes[:, None].expand_as(variants)
+        views = self.renderings(scenes, variants, generator, 'any' if stage == 3 else 'canonical')
+        if stage < 3:                    # stage 1 only reads the free paraphrase aloud, stage 2 also pulls it
+            views += (self.renderings(scenes, variants, generator, 'free')[0],)
+        return scenes, variants, torch.stack(views, dim=-1), valid
+
     def take(self, scenes, variants, renderings):
-        """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8."""
+        """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8. The three indices
+        broadcast."""
         longest = max(1, int(self.lengths[scenes, variants, renderings].max()))       # all may be empty in your corpus
         width = min(self.width, -(-longest // 8) * 8)
         index = [i.to(self.device, non_blocking=True) for i in (scenes, variants, renderings)]
@@ -680,7 +710,7 @@ class Corpus:
         zero = torch.zeros(n, dtype=torch.long)
         query, positive = (self.take(scenes, zero, (self.canonical + k) % count[:, 0]) for k in (0, 1))
         variants = torch.arange(1, count.shape[1]).expand(n, -1)                      # (n, families)
-        negatives = self.take(scenes[:, None].expand_as(variants), variants, (self.canonical + 2) % count[:, 1:])
+        negatives = self.take(scenes[:, None], variants, (self.canonical + 2) % count[:, 1:])
         return query, positive, negatives, (self.count[:n, 1:] > 0).to(self.device)
 
     def clusters(self, n):
@@ -691,6 +721,16 @@ class Corpus:
         scene, variant, rendering = torch.tensor(rows).unbind(1)
         kinds = ['paraphrase', *FAMILIES]
         return self.take(scene, variant, count[scene, variant] - 1 - rendering), scene, [kinds[f] for f in variant]
+
+
+def spread(index, each, k):
+    """About k rows out of scenes x each flattened rows: as many of each scene, its variants and views in turn.
+    Neighbours are of different scenes, as the prior on what unrelated canvases share wants them. index (n,): which
+    scenes of the whole batch these are, so that the same rows are taken however the batch is split."""
+    m = min(each, max(1, k // len(index)))
+    turn = torch.arange(m, device=index.device)[:, None]
+    return (torch.arange(len(index), device=index.device) * each
+            + (index + turn * (each // m)) % each).flatten()   # (m*n,)
 
 
 def _folder(config):
@@ -845,6 +885,9 @@ def load(config, run=None):
     your own are 'train' and 'val', and 'test' is the same as 'val'."""
     if config['corpus'] and not Path(config['corpus']).is_file():
         runtime.fail(f"--corpus={config['corpus']}: no such file")
+    if config['complexity'] not in (1, 2, 3) or not 0 <= config['simple_share'] <= 1:
+        runtime.fail(f"--complexity={config['complexity']} --simple_share={config['simple_share']}: expects 1, 2 or 3, "
+                     'and expects 0 to 1')
     folder, device, say = _folder(config), run.device if run else 'cpu', run.say if run else print
     if not folder.exists() and (run is None or run.master):
         say(f'preparing {folder} ...')
@@ -897,8 +940,6 @@ def write_sentences(path, n, complexity, seed):
 def main():
     if num < 1 or complexity not in (1, 2, 3):
         runtime.fail(f'--num must be at least 1 and --complexity 1, 2 or 3; got {num} and {complexity}')
-    if not 0 <= simple_share <= 1:
-        runtime.fail(f'--simple_share={simple_share}: expects 0 to 1')
     if out:
         return write_sentences(out, num, complexity, seed)
     if not corpus:

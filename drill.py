@@ -115,7 +115,8 @@ def main():
         if not wrong:
             shutil.rmtree(folder, ignore_errors=True)
     for phase in SCRIPTS:
-        print(phase, ', '.join(f'{name} {table[phase, name]}' for name in ('killed', 'with a checkpoint', 'as undisturbed')))
+        print(phase, ', '.join(f'{name} {table[phase, name]}'
+                               for name in ('killed', 'with a checkpoint', 'as undisturbed')))
     if bad:
         runtime.fail(f'{bad} of {kills} runs differ from the undisturbed ones', status=1)
     print(f'all {kills} runs ended as the undisturbed ones, bit for bit')

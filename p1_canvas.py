@@ -9,6 +9,7 @@ Reads:  out/data/ (made on first use)      Writes: out/p1/ckpt.pt, run.json, met
     torchrun --standalone --nproc_per_node=2 p1_canvas.py
 """
 import torch
+from torch import nn
 
 import data
 import plot
@@ -107,15 +108,6 @@ def reconstruction(decoder, V, z, x, start=BOS):
     return (cross_entropy(decoder(x, V, z, start), x).sum(1) / (x != data.PAD).sum(1).clamp(min=1)).mean()
 
 
-def random_sentences(corpus, n, seed, step):
-    """n sentences and a paraphrase of each (n, 2, T): scenes and their counterfactuals alike, in any rendering."""
-    scenes, generator = corpus.draw(n, seed, step)
-    variants = torch.randint(corpus.count.shape[1], (n,), generator=generator)
-    variants = variants.where(corpus.count[scenes, variants] > 0, torch.zeros_like(variants))
-    views = torch.stack(corpus.renderings(scenes, variants, generator), dim=1)                  # (n, 2)
-    return corpus.take(scenes[:, None].expand_as(views), variants[:, None].expand_as(views), views)
-
-
 @torch.no_grad()
 def encode(encoder, x, run, batch=256):
     """Sentences (N, T) -> canvases (N, C, H, W), in batches."""
@@ -153,10 +145,10 @@ def token_metrics(decoder, V, z, x, types, concepts, run, batch=256):
     return {name: value.item() for name, value in metrics.items()}
 
 
-def evaluate(encoder, decoder, held_out, types, concepts, run, cell):
+def evaluate(encoder, decoder, held_out, types, concepts, run, cell, n=1024):
     """Statistics of the canvases of a held-out split, and how much of the sentence the throwaway decoder
     reads from them."""
-    x = held_out.fixed()
+    x = held_out.fixed(n)
     V = encode(encoder, x, run)
     metrics = canvas_metrics(V, cell)
     if decoder is not None:
@@ -165,7 +157,17 @@ def evaluate(encoder, decoder, held_out, types, concepts, run, cell):
     return metrics, V
 
 
-GATED = ('alpha', 'alpha_hann', 'tv', 'kurtosis', 'max_correlation', 'share_total', 'lattice')
+def canvas_arrays(encoder, V, tokenizer, run):
+    """What the figures of P1 are drawn from: the statistics of canvases V, and the fixed sentences as pictures."""
+    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+    return plot.spectra_arrays(V) | {'montage': encode(encoder, montage, run), 'titles': list(data.EVAL_SENTENCES)}
+
+
+def last_three(evaluations, step, metrics):
+    """What canvas_gate() asks for, with this evaluation at the end. A resumed run repeats its first one."""
+    names = 'alpha', 'alpha_hann', 'tv', 'kurtosis', 'max_correlation', 'share_total', 'lattice'
+    earlier = [e for e in evaluations if e['step'] < step]
+    return [*earlier[-2:], {'step': step} | {name: metrics[name] for name in names}]
 
 
 def in_band(alphas):
@@ -207,17 +209,11 @@ DATA = ('corpus', 'num_scenes', 'complexity', 'simple_share', 'data_seed', 'voca
 
 def main():
     run = runtime.start('p1', config)
-    if complexity not in (1, 2, 3):
-        runtime.fail(f'--complexity={complexity}: expects 1, 2 or 3')
-    if not 0 <= simple_share <= 1:
-        runtime.fail(f'--simple_share={simple_share}: expects 0 to 1')
     splits, tokenizer = data.load(config, run)
     train = splits['train']
-    if tokenizer.size > vocab_size:
-        runtime.fail(f'the tokenizer has {tokenizer.size} tokens, more than vocab_size {vocab_size}')
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, vocab_size))
     arch = {name: config[name] for name in SIZES} | {'data': {name: config[name] for name in DATA}}
-    nets = {name: net.to(run.device) for name, net in build(arch).items()}
+    nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, decoder = nets.values()
     run.say(f'encoder {runtime.count_parameters(encoder) / 1e6:.1f}M parameters '
             f'({encoder.embedding.weight.numel() / 1e6:.1f}M of them token embeddings), '
@@ -232,25 +228,19 @@ def main():
     rec_mean = torch.tensor(extra.get('rec_mean', 10.0), device=run.device)
     runtime.compile_nets(nets, run)
     cell = size // query_grid
-    parameters = [p for net in nets.values() for p in net.parameters()]
-    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
         if step % eval_every == 0 or last:
-            for net in nets.values():
-                net.eval()
-            # Choices are made on val; the gate sees scenes that none was made on.
-            held_out = splits['test' if last else 'val']
+            nets.eval()
+            held_out = splits['test' if last else 'val']      # choices are made on val, never on what the gate sees
             with ema.weights():
                 metrics, V = evaluate(encoder, decoder if lambda_rec else None, held_out, types, concepts, run, cell)
-                pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
-            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
+                arrays = canvas_arrays(encoder, V, tokenizer, run)
+            evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics, prefix='val')
             if run.master:
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V)
-                                | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.evaluation(run.dir, step, arrays)
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
@@ -262,9 +252,8 @@ def main():
         lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        for net in nets.values():
-            net.train()
-        x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size), 0]
+        nets.train()
+        x = train.sentences(batch_size, seed, step)[runtime.local_slice(run, batch_size), 0]
         stride = max(1, batch_size // prior_samples)      # the priors see the same canvases however the batch is split
         ramp = 0.0 if came_in is None else min(1.0, (step - came_in + 1) / prior_ramp)
         read = torch.zeros((), device=run.device)
@@ -279,7 +268,7 @@ def main():
             (loss / grad_accum).backward()
             read += rec.detach() / grad_accum
         runtime.average_gradients(nets, run)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)

@@ -4,8 +4,8 @@ Paraphrases of a scene are pulled together in z = g(V), other scenes and constru
 (InfoNCE), while the image priors and the reading of V go on. The plan's free paraphrases alone teach a bag of words,
 because "A on B" / "B under A" against "B on A" is an XOR; so the paraphrases come in three stages (staged=false is the
 plan): canonical direction only, then free paraphrases pulled to canonical ones, then everything free. From then on most
-of a batch are pairs of scenes that z itself confuses (mine_every=0 is the plan). Scenes of more than two things go through
-the same stages once those of two things are mastered.
+of a batch are pairs of scenes that z itself confuses (mine_every=0 is the plan). Scenes of more than two things go
+through the same stages once those of two things are mastered.
 
 Reads:  out/p1/ckpt.pt      Writes: out/p2/ckpt.pt, run.json, metrics.jsonl, gate.json, plots/
     python p2_contrast.py --batch_size=16
@@ -13,6 +13,7 @@ Reads:  out/p1/ckpt.pt      Writes: out/p2/ckpt.pt, run.json, metrics.jsonl, gat
 """
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import data
 import plot
@@ -20,7 +21,7 @@ import priors
 import runtime
 import p1_canvas
 from model import build_readout
-from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, noisy, reconstruction, token_metrics, weights
+from p1_canvas import canvas_arrays, canvas_gate, last_three, noisy, reconstruction, weights
 
 out_dir = 'out/p2'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p1/ckpt.pt'   # the phase before
@@ -42,7 +43,7 @@ leave_out = 'count'       # a counterfactual family that is never constructed, t
 staged = True             # canonical first (see above); false is the plan
 stage1_ends = 0.95        # share of swaps beaten in the batch at which stage 1 ends
 stage2_ends = 0.70        # the same for stage 2
-more_come_in = 0.95       # the same at which scenes of the fewest things are mastered, and the others begin with stage 1
+more_come_in = 0.95       # the same at which scenes of the fewest things are mastered; the others begin with stage 1
 lambda_vicreg = 0.0       # variance + covariance of z (VICReg), against collapse
 lambda_barlow = 0.0       # cross-correlation of the two views towards the identity (Barlow Twins)
 # what goes on from P1
@@ -149,38 +150,9 @@ def confused_pairs(encode_z, corpus, run, among=None, share=0.05, pool=50_000, r
     return scenes[runtime.from_master(torch.stack((hardest, nearest[hardest]), dim=1), run).cpu()]
 
 
-def contrast_batch(corpus, n, seed, step, stage, negatives, leave_out, pairs=None, among=None):
-    """The indices of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K). Column 0 is the scene
-    itself; a family that does not apply is filled with it and marked invalid. pairs: what confused_pairs() found, to
-    fill three quarters of the batch. among: the scenes to draw from, if not all."""
-    scenes, generator = corpus.draw(n, seed, step, among)
-    if pairs is not None:
-        some = pairs[torch.randperm(len(pairs), generator=generator)[:3 * n // 8]]    # (3n/8, 2), or all there are
-        scenes[:some.numel()] = some.T.flatten()
-    # Until direction is learnt every scene brings its argument swap; after that all families have the same chance.
-    extra, valid = corpus.negatives(scenes, negatives, generator, hardest=stage < 3, without=leave_out)
-    variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)
-    valid = torch.cat((torch.ones(n, 1, dtype=torch.bool), valid), dim=1)
-    scenes = scenes[:, None].expand_as(variants)
-    views = corpus.renderings(scenes, variants, generator, 'any' if stage == 3 else 'canonical')
-    if stage < 3:                        # stage 1 only reads the free paraphrase aloud, stage 2 also pulls it
-        views += (corpus.renderings(scenes, variants, generator, 'free')[0],)
-    return scenes, variants, torch.stack(views, dim=-1), valid
-
-
 def build(arch):
     """The nets of P2 from the sizes in a checkpoint: P1's and the readout."""
     return p1_canvas.build(arch) | {'readout': build_readout(arch)}
-
-
-def spread(index, each, k):
-    """About k rows out of scenes x each flattened rows: as many of each scene, its variants and views in turn.
-    Neighbours are of different scenes, as the prior on what unrelated canvases share wants them. index (n,): which
-    scenes of the whole batch these are, so that the same rows are taken however the batch is split."""
-    m = min(each, max(1, k // len(index)))
-    turn = torch.arange(m, device=index.device)[:, None]
-    return (torch.arange(len(index), device=index.device) * each
-            + (index + turn * (each // m)) % each).flatten()   # (m*n,)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
@@ -238,32 +210,18 @@ def baselines(train, corpus, vocab_size, n):
 
 
 def evaluate(encoder, readout, decoder, held_out, types, concepts, run, cell, n=1024):
-    """Metrics on a held-out split: retrieval and gaps on new scenes, P1's canvas statistics, what the
-    throwaway decoder reads."""
-    def encode_z(x):
-        return embed(encoder, readout, x, run)
-
-    metrics = semantic_metrics(encode_z, held_out, n)
-    x = held_out.fixed(n)
-    V = encode(encoder, x, run)
-    metrics |= canvas_metrics(V, cell)
-    if decoder is not None:
-        metrics |= {f'rec_{name}': value
-                    for name, value in token_metrics(decoder, V, None, x, types, concepts, run).items()}
-    return metrics, V
+    """Metrics on a held-out split: retrieval and gaps on new scenes, and those of P1."""
+    metrics, V = p1_canvas.evaluate(encoder, decoder, held_out, types, concepts, run, cell, n)
+    return semantic_metrics(lambda x: embed(encoder, readout, x, run), held_out, n) | metrics, V
 
 
-def held_out_sets(encode_z, splits, n=1024):
-    """The same semantic metrics on every held-out split, side by side: {split: metrics}."""
-    return {name: semantic_metrics(encode_z, splits[name], n) for name in splits if name != 'train'}
-
-
-def print_sets(run, sets):
-    """Held-out splits side by side, with the number of pairs behind each family."""
-    names = ['r1', 'r5', 'r1_hard', 'gap',
-             *(f'{kind}_{family}' for family in data.FAMILIES for kind in ('gap', 'wins'))]
+def say_held_out(encoder, readout, splits, run, n=1024):
+    """Print the semantic metrics of every held-out split, side by side."""
+    sets = {name: semantic_metrics(lambda x: embed(encoder, readout, x, run), splits[name], n)
+            for name in splits if name != 'train'}
     run.say(f"{'held-out':24s}" + ''.join(f'{split:>14s}' for split in sets))
-    for name in names:
+    for name in ['r1', 'r5', 'r1_hard', 'gap',
+                 *(f'{kind}_{family}' for family in data.FAMILIES for kind in ('gap', 'wins'))]:
         run.say(f'{name:24s}' + ''.join(f"{metrics.get(name, float('nan')):14.3f}" for metrics in sets.values()))
 
 
@@ -294,7 +252,7 @@ def main():
     splits, tokenizer = data.load(arch['data'], run)
     train = splits['train']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
-    nets = {name: net.to(run.device) for name, net in build(arch).items()}
+    nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, decoder, readout = nets.values()
     for name in ('encoder', 'decoder'):
         nets[name].load_state_dict(previous['ema'][name])
@@ -309,33 +267,27 @@ def main():
     pairs = extra.get('pairs') if mine_every else None
     beaten_mean = torch.tensor(extra.get('beaten', 0.5), device=run.device)
     runtime.compile_nets(nets, run)
-    parameters = [p for net in nets.values() for p in net.parameters()]
-    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     stride = max(1, batch_size // prior_samples)      # the priors see the same scenes however the batch is split
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
         if step % eval_every == 0 or last:
-            for net in nets.values():
-                net.eval()
+            nets.eval()
             held_out = splits['test' if last else 'val']      # as in P1
             with ema.weights():
                 metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts,
                                       run, cell)
-                pictures = encode(encoder, montage, run)
+                arrays = canvas_arrays(encoder, V, tokenizer, run)
                 sentences, scene, kind = splits['val'].clusters(20)
-                scatter = {'tsne_z': embed(encoder, readout, sentences, run), 'tsne_scene': scene, 'tsne_kind': kind}
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
-            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
+                arrays |= {'tsne_z': embed(encoder, readout, sentences, run), 'tsne_scene': scene, 'tsne_kind': kind}
+            evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics | {'stage': stage}, prefix='val')
             if run.master:
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | scatter
-                                | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.evaluation(run.dir, step, arrays)
                 plot.trends(run.dir)
         due = mine_every and step and step % mine_every == 0 and stage == 3
         if due and train.canonical and not (last or run.interrupted):
-            for net in nets.values():      # not in a corpus of one's own, where what z confuses may mean the same
-                net.eval()
+            nets.eval()      # not in a corpus of one's own, where what z confuses may mean the same
             pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run,
                                    train.fewest if few else None)
         if step % eval_every == 0 or last or run.interrupted:
@@ -348,14 +300,12 @@ def main():
         lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        for net in nets.values():
-            net.train()
+        nets.train()
         among = train.fewest if few else train.others if stage < 3 else None      # None: all
-        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, stage, negatives, leave_out,
-                                                         pairs, among)
+        scenes, variants, views, valid = train.contrast_batch(batch_size, seed, step, stage, negatives, leave_out,
+                                                               pairs, among)
         mine = runtime.local_slice(run, batch_size)
-        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
-                       views[mine])
+        x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         terms = {}
@@ -365,7 +315,7 @@ def main():
             need no other sentence."""
             x, index = part
             flat = x.flatten(0, 2)
-            some = spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
+            some = data.spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
             with run.autocast():
                 V = encoder(flat)
                 z, V = readout(V), V[some]
@@ -383,24 +333,20 @@ def main():
                 loss = loss + lambda_vicreg * (vicreg(z1) + vicreg(z2)) / 2
             if lambda_barlow:
                 loss = loss + lambda_barlow * barlow(z1, z2)
-            return loss, swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
+            terms['swaps_beaten'] = swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
+            return loss
 
-        if grad_accum == 1:
-            z, local = forward((x, index))
-            nce, beaten = loss_of_all(z)
-            (nce + local).backward()
-        else:
-            nce, beaten = runtime.cached_backward(forward, list(zip(x.chunk(grad_accum), index.chunk(grad_accum))),
-                                                  loss_of_all)
+        nce = runtime.contrastive_backward(forward, (x, index), grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
+        beaten = terms['swaps_beaten']
         beaten_mean = torch.where(beaten.isnan(), beaten_mean, beaten_mean.lerp(beaten, 0.1))
         if step % log_every == 0:
-            run.log(step, {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm,
-                           'lr': lr} | terms, prefix='train')
+            run.log(step, terms | {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm,
+                                   'lr': lr}, prefix='train')
             # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
             if (stage < 3 or few) and beaten_mean.item() > (stage1_ends, stage2_ends, more_come_in)[stage - 1]:
                 few, stage, pairs = few and stage < 3, stage % 3 + 1, None
@@ -408,9 +354,8 @@ def main():
                 beaten_mean = torch.full_like(beaten_mean, 0.5)
 
     with ema.weights():
-        sets = held_out_sets(lambda x: embed(encoder, readout, x, run), splits)
+        say_held_out(encoder, readout, splits, run)
     base = baselines(train, splits['test'], tokenizer.size, 1024) | {'untrained': untrained}
-    print_sets(run, sets)
     runtime.write_gate(run, semantic_gate(metrics, base) + canvas_gate(evaluations))
 
 

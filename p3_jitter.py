@@ -9,14 +9,14 @@ Reads:  out/p2/ckpt.pt      Writes: out/p3/ckpt.pt, run.json, metrics.jsonl, gat
     torchrun --standalone --nproc_per_node=2 p3_jitter.py
 """
 import torch
+from torch import nn
 
 import data
 import plot
 import priors
 import runtime
-from p1_canvas import GATED, canvas_gate, encode, noisy, reconstruction, weights
-from p2_contrast import (build, confused_pairs, contrast, contrast_batch, embed, evaluate, held_out_sets, print_sets,
-                         spread)
+from p1_canvas import canvas_arrays, canvas_gate, encode, last_three, noisy, reconstruction, weights
+from p2_contrast import build, confused_pairs, contrast, embed, evaluate, say_held_out
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p2/ckpt.pt'   # the phase before
@@ -139,7 +139,7 @@ def main():
     splits, tokenizer = data.load(arch['data'], run)
     train = splits['train']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
-    nets = {name: net.to(run.device) for name, net in build(arch).items()}
+    nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, decoder, readout = nets.values()
     for name, net in nets.items():
         net.load_state_dict(previous['ema'][name])
@@ -155,27 +155,22 @@ def main():
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     evaluations = state['extra']['evaluations'] if state else []
     runtime.compile_nets(nets, run)
-    parameters = [p for net in nets.values() for p in net.parameters()]
-    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     stride = max(1, batch_size // prior_samples)      # as in P2
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
         if step % eval_every == 0 or last:
-            for net in nets.values():
-                net.eval()
+            nets.eval()
             held_out = splits['test' if last else 'val']      # as in P1
             with ema.weights():
                 metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts,
                                       run, cell)
                 metrics |= robustness(encoder, readout, held_out.fixed(512), run, max_shift, blur_sigma, cutout)
-                pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
-            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
+                arrays = canvas_arrays(encoder, V, tokenizer, run)
+            evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics, prefix='val')
             if run.master:
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V) | {
-                    'montage': pictures, 'titles': list(data.EVAL_SENTENCES),
+                plot.evaluation(run.dir, step, arrays | {
                     'shift': torch.arange(float(len(metrics['shift_cosine']))),
                     'shift_cosine': torch.tensor(metrics['shift_cosine']),
                     'jitter_names': ['shift 2 px', 'worst shift', 'blur', 'cutout', 'worst cutout'],
@@ -191,13 +186,11 @@ def main():
         lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        for net in nets.values():
-            net.train()
-        scenes, variants, views, valid = contrast_batch(train, batch_size, seed, step, 3, negatives, leave_out, pairs)
+        nets.train()
+        scenes, variants, views, valid = train.contrast_batch(batch_size, seed, step, 3, negatives, leave_out, pairs)
         u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step + SALT))
         mine = runtime.local_slice(run, batch_size)
-        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
-                       views[mine])
+        x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
         u = u[mine].to(run.device)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
@@ -213,7 +206,7 @@ def main():
                 z = readout(V)
                 T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
                 jittered = readout(T_V).unflatten(0, x.shape[:3])
-                some = spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
+                some = data.spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
                 rec = (reconstruction(decoder, noisy(T_V[some], canvas_noise), None, flat[some])
                        if lambda_rec else V.new_zeros(()))
             z = z.unflatten(0, x.shape[:3])
@@ -224,17 +217,11 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives), None
+            return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives)
 
-        if grad_accum == 1:
-            z, local = forward((x, u, index))
-            nce, _ = loss_of_all(z)
-            (nce + local).backward()
-        else:
-            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in (x, u, index)))),
-                                             loss_of_all)
+        nce = runtime.contrastive_backward(forward, (x, u, index), grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
@@ -242,7 +229,7 @@ def main():
             run.log(step, {'loss': nce, 'nce': nce, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
 
     with ema.weights():
-        print_sets(run, held_out_sets(lambda x: embed(encoder, readout, x, run), splits))
+        say_held_out(encoder, readout, splits, run)
     runtime.write_gate(run, gate(metrics, before, evaluations))
 
 

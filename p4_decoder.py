@@ -12,12 +12,13 @@ Reads:  out/p3/ckpt.pt      Writes: out/p4/ckpt.pt, run.json, metrics.jsonl, gat
 import json
 
 import torch
+from torch import nn
 
 import data
 import plot
 import runtime
 from model import PARA, build_decoder, build_encoder, build_readout, shift
-from p1_canvas import encode, random_sentences, reconstruction, token_metrics
+from p1_canvas import encode, reconstruction, token_metrics
 from p2_contrast import embed
 
 out_dir = 'out/p4'        # run folder: checkpoint, metrics, gate, plots
@@ -171,11 +172,11 @@ def main():
     splits, tokenizer = data.load(arch['data'], run)
     train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
-    nets = {name: net.to(run.device) for name, net in build(arch, controls).items()}
+    nets = nn.ModuleDict(build(arch, controls)).to(run.device)
     for name in ('encoder', 'readout'):
         nets[name].load_state_dict(previous['ema'][name])
         nets[name].requires_grad_(False).eval()
-    decoders = {name: net for name, net in nets.items() if name in CONTROLS}
+    decoders = nn.ModuleDict({name: net for name, net in nets.items() if name in CONTROLS})
     if vocab_mask:
         for net in decoders.values():
             net.allowed.copy_(vocabulary(train, arch['vocab_size']))
@@ -189,8 +190,7 @@ def main():
     for step in run.steps(start, max_steps):
         last = step == max_steps
         if step % eval_every == 0 or last:
-            for net in decoders.values():
-                net.eval()
+            decoders.eval()
             x_held = splits['test' if last else 'val'].fixed(512)      # as in P1
             with ema.weights():
                 metrics, tables, pairs, (V, z) = evaluate(nets, x_held, types, concepts, tokenizer, run, checked)
@@ -217,9 +217,8 @@ def main():
         lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        for net in decoders.values():
-            net.train()
-        x = random_sentences(train, batch_size, seed, step)[runtime.local_slice(run, batch_size)]
+        decoders.train()
+        x = train.sentences(batch_size, seed, step)[runtime.local_slice(run, batch_size)]
         for part, other in (pair.unbind(1) for pair in x.chunk(grad_accum)):
             with torch.no_grad(), run.autocast():
                 V = nets['encoder'](part)

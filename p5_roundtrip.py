@@ -14,6 +14,7 @@ import json
 import torch
 import torch.nn.functional as F
 from rouge_score.rouge_scorer import RougeScorer
+from torch import nn
 
 import data
 import p4_decoder
@@ -21,9 +22,9 @@ import plot
 import priors
 import runtime
 from model import BOS, PARA
-from p1_canvas import GATED, canvas_gate, canvas_metrics, encode, reconstruction, token_metrics, weights
-from p2_contrast import (confused_pairs, contrast, contrast_batch, embed, held_out_sets, print_sets, semantic_gate,
-                         semantic_metrics, spread)
+from p1_canvas import (canvas_arrays, canvas_gate, canvas_metrics, encode, last_three, reconstruction, token_metrics,
+                       weights)
+from p2_contrast import confused_pairs, contrast, embed, say_held_out, semantic_gate, semantic_metrics
 from p3_jitter import SALT, jitter, robustness
 from p4_decoder import graph_metrics
 
@@ -120,11 +121,9 @@ def candidates(nets, V, z, k, length, top_p, u, start=PARA):
 
 def round_trip(nets, x, V, z, k, top_p, u, n, start=PARA):
     """-> (L_cycle, L_copy) of the best of k candidates of each x (B, T); u (B, k, L)."""
-    for net in nets.values():
-        net.eval()
+    nets.eval()
     y, cosine = candidates(nets, V.detach(), z.detach(), k, u.shape[2], top_p, u, start)
-    for net in nets.values():
-        net.train()
+    nets.train()
     y = y[torch.arange(len(y), device=y.device), cosine.argmax(1)]                    # (B, L)
     logits = nets['decoder'](y, V, z, start)
     again = nets['readout'](nets['encoder'](y, soft=straight_through(logits, y)))
@@ -206,8 +205,8 @@ def batch(corpus, seed, step, length, knobs, pairs=None):
     """The global batch of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K), and the uniform
     numbers of the jitter (n, K, views, 7) and of the free run (n, trips, k, length)."""
     n = knobs['batch_size']
-    scenes, variants, views, valid = contrast_batch(corpus, n, seed, step, 3, knobs['negatives'], knobs['leave_out'],
-                                                    pairs)
+    scenes, variants, views, valid = corpus.contrast_batch(n, seed, step, 3, knobs['negatives'], knobs['leave_out'],
+                                                           pairs)
     generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
     u = torch.rand(*views.shape, 7, generator=generator)
     trips = min(max(1, knobs['generated'] // n), views.shape[1])                      # sentences a scene that go round
@@ -228,7 +227,7 @@ def local_losses(nets, part, run, cell, parts, knobs):
                                   knobs['cutout']))
         rows = torch.arange(len(flat), device=flat.device)
         other = rows ^ 1                                                              # its paraphrase: views are paired
-        some = spread(index, x.shape[1] * x.shape[2], knobs['dec_samples'] // parts)
+        some = data.spread(index, x.shape[1] * x.shape[2], knobs['dec_samples'] // parts)
         again = reconstruction(decoder, V[some], z[some], flat[some])
         para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if share else z.new_zeros(())
         fewer = max(1, knobs['batch_size'] // knobs['generated'])                     # or every so many scenes one
@@ -273,7 +272,7 @@ def main():
     splits, tokenizer = data.load(arch['data'], run)
     train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
-    nets = {name: net.to(run.device) for name, net in p4_decoder.build(arch, controls=False).items()}
+    nets = nn.ModuleDict(p4_decoder.build(arch, controls=False)).to(run.device)
     encoder, readout, decoder = nets.values()
     for name, net in nets.items():
         net.load_state_dict(previous['ema'][name])
@@ -288,26 +287,21 @@ def main():
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     evaluations = state['extra']['evaluations'] if state else []
     runtime.compile_nets(nets, run)
-    parameters = [p for net in nets.values() for p in net.parameters()]
-    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     length = min(arch['max_length'], train.width)
 
     for step in run.steps(start, max_steps):
         last = step == max_steps
         if step % eval_every == 0 or last:
-            for net in nets.values():
-                net.eval()
+            nets.eval()
             held_out = splits['test' if last else 'val']      # as in P1
             with ema.weights():
                 metrics, ways, rows, V = evaluate(nets, held_out, types, concepts, tokenizer, run, cell, config)
-                pictures = encode(encoder, montage, run)
-            evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first one
-            evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
+                arrays = canvas_arrays(encoder, V, tokenizer, run)
+            evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics, prefix='val')
             if run.master:
                 (run.dir / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-                plot.evaluation(run.dir, step, plot.spectra_arrays(V)
-                                | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)})
+                plot.evaluation(run.dir, step, arrays)
                 plot.samples_table(run.dir)
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
@@ -319,12 +313,10 @@ def main():
         lr = runtime.cosine_lr(step, learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        for net in nets.values():
-            net.train()
+        nets.train()
         scenes, variants, views, valid, u, u_trip = batch(train, seed, step, length, config, pairs)
         mine = runtime.local_slice(run, batch_size)
-        x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
-                       views[mine])
+        x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
         whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device),
                  torch.arange(batch_size, device=run.device)[mine])
@@ -337,16 +329,11 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives), None
+            return lambda_nce * contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives)
 
-        if grad_accum == 1:
-            z, local = forward(whole)
-            nce, _ = loss_of_all(z)
-            (nce + local).backward()
-        else:
-            nce, _ = runtime.cached_backward(forward, list(zip(*(t.chunk(grad_accum) for t in whole))), loss_of_all)
+        nce = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
@@ -354,7 +341,7 @@ def main():
             run.log(step, {'loss': nce, 'nce': nce, 'grad_norm': grad_norm, 'lr': lr} | terms, prefix='train')
 
     with ema.weights():
-        print_sets(run, held_out_sets(lambda x: embed(encoder, readout, x, run), splits))
+        say_held_out(encoder, readout, splits, run)
     for way, m in ways.items():
         run.say(f"{way:16s} Graph F1 {m['graph_f1']:.3f}  exact {m['graph_exact']:.3f}  ROUGE-L {m['rouge_l']:.3f}  "
                 f"cosine {m['cosine']:.3f}  not the input {m['distinct']:.3f}  unreadable {m['unreadable']:.3f}")

@@ -16,6 +16,7 @@ import math
 from functools import partial
 
 import torch
+from torch import nn
 
 import data
 import p4_decoder
@@ -23,8 +24,8 @@ import p5_roundtrip
 import plot
 import runtime
 from model import build_unet
-from p1_canvas import GATED, canvas_metrics, encode, random_sentences
-from p2_contrast import confused_pairs, contrast, embed, held_out_sets, print_sets
+from p1_canvas import canvas_arrays, canvas_metrics, encode, last_three
+from p2_contrast import confused_pairs, contrast, embed, say_held_out
 from p3_jitter import SALT
 from p4_decoder import free_run
 
@@ -261,10 +262,10 @@ def main():
     splits, tokenizer = data.load(arch['data'], run)
     train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
-    nets = {name: net.to(run.device) for name, net in build(arch).items()}
+    nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, readout, decoder, unet = nets.values()
     predict = partial(noise_in, unet)
-    spoken = {'encoder': encoder, 'readout': readout, 'decoder': decoder}      # the nets of P5
+    spoken = nn.ModuleDict({name: nets[name] for name in ('encoder', 'readout', 'decoder')})      # the nets of P5
     for name, net in spoken.items():
         net.load_state_dict(previous['ema'][name])
         net.eval()
@@ -282,21 +283,19 @@ def main():
         buffer, mean, std = (state['extra'][name].to(run.device) for name in ('buffer', 'mean', 'std'))
         oldest = state['extra']['oldest']
     else:      # canvases of random sentences, each channel at mean 0 and variance 1 as first measured
-        buffer = encode(encoder.eval(), random_sentences(train, buffer_size, seed, 0)[:, 0], run)
+        buffer = encode(encoder.eval(), train.sentences(buffer_size, seed, 0)[:, 0], run)
         mean, std = buffer.mean((0, 2, 3), keepdim=True), buffer.std((0, 2, 3), keepdim=True)
         buffer, oldest = (buffer - mean) / std, 0
     if not lambda_prior:                                               # the control needs no U-Net
         start, buffer = max(start, unet_steps), buffer[:batch_size]
     runtime.compile_nets(nets, run)
-    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
     length = min(arch['max_length'], train.width)
 
     for step in run.steps(start, max_steps):
         last, together = step == max_steps, step >= unet_steps         # from unet_steps on the encoder moves
         due = step % eval_every == 0 or step == unet_steps or last
         if due:
-            for net in nets.values():
-                net.eval()
+            nets.eval()
             held_out, metrics = splits['test' if last else 'val'], {}  # as in P1
             with ema.weights():
                 if together:
@@ -307,13 +306,11 @@ def main():
                 if lambda_prior:
                     found, texts, sampled = evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, config)
                     metrics |= found
-                pictures = encode(encoder, montage, run)
+                arrays = canvas_arrays(encoder, V, tokenizer, run)
             if together:
-                evaluations = [e for e in evaluations if e['step'] < step][-2:]      # a resumed run repeats its first
-                evaluations.append({'step': step} | {name: metrics[name] for name in GATED})
+                evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics, prefix='val')
             if run.master:
-                arrays = plot.spectra_arrays(V) | {'montage': pictures, 'titles': list(data.EVAL_SENTENCES)}
                 if lambda_prior:
                     arrays |= {'drawn': torch.cat((sampled[:10], V[:6])), 'drawn_titles': [
                         *(f'drawn: {text}' for text in texts['drawn'][:10]),
@@ -335,8 +332,7 @@ def main():
         unet_lr = runtime.cosine_lr(step, unet_learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = unet_lr if group['net'] == 'unet' else lr * group['scale']
-        for net in nets.values():
-            net.train()
+        nets.train()
         generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step + 2 * SALT)    # not the scenes'
         terms = {}
 
@@ -353,8 +349,7 @@ def main():
             scenes, variants, views, valid, u, u_trip = p5_roundtrip.batch(train, seed, step, length, knobs, pairs)
             each, parts = views[0].numel(), run.world * grad_accum     # canvases of a scene
             mine = runtime.local_slice(run, batch_size)
-            x = train.take(scenes[mine, :, None].expand_as(views[mine]), variants[mine, :, None].expand_as(views[mine]),
-                           views[mine])
+            x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
             meanings = train.meanings[scenes.to(run.device), variants.to(run.device)]
             on_device = valid.to(run.device)
             prior_t = t_low + (t_high - t_low) * torch.rand(batch_size, generator=generator, device=run.device)[mine]
@@ -376,23 +371,17 @@ def main():
             def loss_of_all(z):
                 Z = runtime.gather(z, run)
                 return knobs['lambda_nce'] * contrast(Z, meanings, on_device, 3, knobs['temperature'], knobs['anchors'],
-                                                      knobs['mask_false_negatives']), None
+                                                      knobs['mask_false_negatives'])
 
-            if grad_accum == 1:
-                z, local = forward(whole)
-                terms['nce'] = loss_of_all(z)[0]
-                (terms['nce'] + local).backward()
-            else:
-                micro = list(zip(*(t.chunk(grad_accum) for t in whole)))
-                terms['nce'], _ = runtime.cached_backward(forward, micro, loss_of_all)
+            terms['nce'] = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
             # Random sentences: those of the batch are mostly the ones that z confuses.
-            new = encode(encoder.eval(), random_sentences(train, refresh, seed, step + 3 * SALT)[:, 0], run)
+            new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * SALT)[:, 0], run)
             new = (new - mean) / std
             buffer[torch.arange(oldest, oldest + len(new), device=run.device) % len(buffer)] = new
             oldest = (oldest + len(new)) % len(buffer)
         runtime.average_gradients(nets, run)
         norms = [torch.nn.utils.clip_grad_norm_(parameters, grad_clip) for parameters in (
-            [*unet.parameters()], [p for net in spoken.values() for p in net.parameters()])]
+            unet.parameters(), spoken.parameters())]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
@@ -401,7 +390,7 @@ def main():
                            'grad_norm': norms[1], 'unet_lr': unet_lr} | terms, prefix='train')
 
     with ema.weights():
-        print_sets(run, held_out_sets(lambda x: embed(encoder, readout, x, run), splits))
+        say_held_out(encoder, readout, splits, run)
     if not lambda_prior:
         run.say('this was the control: it has no prior and no gate of its own')
         return

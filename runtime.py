@@ -495,19 +495,24 @@ def gather(x, run):
     return x if run.world == 1 else _Gather.apply(x, run)
 
 
-def cached_backward(forward, parts, loss_of_all):
-    """Gradient caching (Gao et al. 2021): the contrast sees all parts at once, memory holds one part at a time.
+def contrastive_backward(forward, batch, grad_accum, loss_of_all):
+    """The backward pass of a loss over all rows of `batch` (a tuple of tensors, rows first) -> that loss, detached.
 
-    forward(part) -> (z, local loss); loss_of_all(z) -> (loss, log). First all z without graphs, then the gradient of
-    the loss at z, then each part again with its share of that gradient. Dropout repeats itself by replaying the random
-    state."""
-    states, cached = [], []
+    forward(part of batch) -> (z, local loss); loss_of_all(z) -> scalar. With grad_accum > 1 by gradient caching (Gao et
+    al. 2021), so that memory holds one part at a time: first all z without graphs, then the gradient of the loss at z,
+    then each part again with its share of that gradient. Dropout repeats itself by replaying the random state."""
+    if grad_accum == 1:
+        z, local = forward(batch)
+        loss = loss_of_all(z)
+        (loss + local).backward()
+        return loss.detach()
+    parts, states, cached = list(zip(*(rows.chunk(grad_accum) for rows in batch))), [], []
     for part in parts:
         states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
         with torch.no_grad():
             cached.append(forward(part)[0])
     z = torch.cat(cached).requires_grad_()
-    loss, log = loss_of_all(z)
+    loss = loss_of_all(z)
     loss.backward()
     for part, state, gradient in zip(parts, states, z.grad.split([len(c) for c in cached])):
         torch.set_rng_state(state[0])
@@ -515,7 +520,7 @@ def cached_backward(forward, parts, loss_of_all):
             torch.cuda.set_rng_state(state[1])
         z, local = forward(part)
         ((z * gradient).sum() + local / len(parts)).backward()
-    return loss.detach(), log
+    return loss.detach()
 
 
 def average_gradients(nets, run):

@@ -16,7 +16,7 @@ import torch
 import data
 from data import (
     CLAUSES, COLOURS, COUNTS, EVAL_SENTENCES, FAMILIES, GLUE, HELD_OUT_CLAUSES, HELD_OUT_WHOLE, INVERSE, NOUNS, PAD,
-    PARTICIPLES, PREPOSITIONS, SHAPES, SIZES, SPECIALS, SYMMETRIC, TYPES, VERBS, WHOLE, Corpus, Scene, Thing, Tokenizer,
+    PARTICIPLES, PREPOSITIONS, SHAPES, SIZES, SPECIALS, SYMMETRIC, TYPES, VERBS, WHOLE, Scene, Thing, Tokenizer,
     canonical, counterfactual, graph, graph_f1, meaning, normalize, parse, render, sample_scene, split_of, token_types)
 
 ROOT = Path(__file__).parent

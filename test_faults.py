@@ -87,7 +87,7 @@ def one_line(text):
     return text
 
 
-# ---- a loss that is not a number --------------------------------------------------------------------------------------
+# ---- a loss that is not a number ------------------------------------------------------------------------------------
 
 def poison(value):
     """The same value (a tensor, a tuple or dict of them) with one that is not a number."""
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_is_go
     assert load(out)['step'] == 3
 
 
-# ---- Ctrl-C -----------------------------------------------------------------------------------------------------------
+# ---- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 PLACES = {'the batch': (data.Corpus, 'take'), 'forward': (model.TextEncoder, 'forward'),
           'the priors': (priors, 'image_prior_terms'), 'backward': (torch.Tensor, 'backward'),
@@ -168,7 +168,7 @@ def test_ctrl_c_anywhere_in_a_step_saves_and_goes_on_bit_for_bit(here, monkeypat
         assert all(torch.equal(a[nets][net][key], b[nets][net][key]) for net in a[nets] for key in a[nets][net])
 
 
-# ---- ranks ------------------------------------------------------------------------------------------------------------
+# ---- ranks ----------------------------------------------------------------------------------------------------------
 
 DIES = '''"""A phase under torchrun whose rank 1 is killed at the beginning of step 2."""
 import os, runpy, signal, sys
@@ -218,15 +218,15 @@ def test_batches_that_cannot_be_cut(here, monkeypatch, capsys, phase, words, wor
     assert stop.value.code == 2 and hint in one_line(capsys.readouterr().err) and not Path('never').exists()
 
 
-# ---- strange command lines and corpora --------------------------------------------------------------------------------
+# ---- strange command lines and corpora ------------------------------------------------------------------------------
 
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200,
                 derandomize=True)
 KEYS = some.sampled_from([*p1_canvas.config]) | some.text(max_size=8)
 VALUES = some.integers().map(str) | some.floats().map(str) | some.sampled_from(
     ['true', 'False', '', 'nan', '1e999', '-inf', '0x10', '1_000', '٣', 'None']) | some.text(max_size=12)
-WORDS = some.lists(some.tuples(some.sampled_from(['--', '-', '']), KEYS, some.sampled_from(['=', ' ', '==', '']), VALUES)
-                   .map(''.join), max_size=4)
+WORD = some.tuples(some.sampled_from(['--', '-', '']), KEYS, some.sampled_from(['=', ' ', '==', '']), VALUES)
+WORDS = some.lists(WORD.map(''.join), max_size=4)
 
 
 @FUZZ

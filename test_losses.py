@@ -100,7 +100,7 @@ STEPS = {'p1': step_p1, 'p2': step_p2, 'p3': step_p3, 'p4': step_p4, 'p5': step_
 @pytest.mark.parametrize('phase', STEPS)
 def test_a_step_at_full_size_reaches_every_parameter(corpus, phase):
     x = corpus.take(torch.tensor([0, 0, 1, 1]), torch.zeros(4, dtype=torch.long), torch.tensor([2, 3, 2, 3]))
-    nets = full_nets(phase)
+    nets = nn.ModuleDict(full_nets(phase))
     print(f"encoder {runtime.count_parameters(nets['encoder']) / 1e6:.2f}M parameters")
     assert 19e6 < runtime.count_parameters(nets['encoder']) < 26e6
     learning = {name: net for name, net in nets.items() if phase != 'p4' or name in p4_decoder.CONTROLS}
@@ -248,34 +248,34 @@ def test_retrieval_metrics():
     assert not any(name.startswith(('gap_', 'wins_')) for name in tied)
 
 
-def test_cached_backward_has_the_gradient_of_the_whole_batch():
+def test_contrastive_backward_in_parts_has_the_gradient_of_the_whole_batch():
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 4)).double()
     x, meanings = torch.randn(8, 2, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 5, 6, 7])[:, None]
     sizes = []
 
     def forward(part):
-        z = F.normalize(net(part), dim=-1)
-        return z, z[:, 0].square().sum(-1).mean() + part.mean() * z.mean()
+        z = F.normalize(net(part[0]), dim=-1)
+        return z, z[:, 0].square().sum(-1).mean() + part[0].mean() * z.mean()
 
     def loss_of_all(z):
         sizes.append(len(z))
-        return p2_contrast.contrast(z[:, None], meanings, torch.ones(8, 1, dtype=torch.bool), 3, 0.2), 'log'
+        return p2_contrast.contrast(z[:, None], meanings, torch.ones(8, 1, dtype=torch.bool), 3, 0.2)
     torch.manual_seed(1)
-    outputs = [forward(part) for part in x.chunk(4)]
-    direct = loss_of_all(torch.cat([z for z, _ in outputs]))[0]
+    outputs = [forward((part,)) for part in x.chunk(4)]
+    direct = loss_of_all(torch.cat([z for z, _ in outputs]))
     (direct + sum(local for _, local in outputs) / 4).backward()
     state, expected = torch.get_rng_state(), [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     torch.manual_seed(1)
-    loss, log = runtime.cached_backward(forward, x.chunk(4), loss_of_all)
-    assert torch.equal(loss, direct.detach()) and log == 'log' and sizes == [8, 8]
+    loss = runtime.contrastive_backward(forward, (x,), 4, loss_of_all)
+    assert torch.equal(loss, direct.detach()) and sizes == [8, 8]
     assert all(torch.allclose(p.grad, g, rtol=1e-9, atol=1e-12) for p, g in zip(net.parameters(), expected))
     assert torch.equal(torch.get_rng_state(), state), 'the same dropout, and no more of it'
 
 
 def test_contrast_batch(corpus):
     for stage, views in ((1, 3), (2, 3), (3, 2)):
-        scenes, variants, renderings, valid = p2_contrast.contrast_batch(corpus, 16, 0, 5, stage, 2, 'count')
+        scenes, variants, renderings, valid = corpus.contrast_batch(16, 0, 5, stage, 2, 'count')
         assert scenes.shape == variants.shape == valid.shape == (16, 3) and renderings.shape == (16, 3, views)
         assert valid[:, 0].all() and (variants[:, 0] == 0).all() and (variants[~valid] == 0).all()
         assert not (variants == data.VARIANTS.index('count')).any(), 'left out'
@@ -283,9 +283,9 @@ def test_contrast_batch(corpus):
         canonical = renderings < corpus.canonical
         assert canonical[:, :, :2].all() and not canonical[:, :, 2].any() if stage < 3 else not canonical.all()
         assert (renderings[:, :, 0] != renderings[:, :, 1]).all()
-    again = p2_contrast.contrast_batch(corpus, 16, 0, 5, 3, 2, 'count')
+    again = corpus.contrast_batch(16, 0, 5, 3, 2, 'count')
     assert torch.equal(again[2], renderings) and not torch.equal(
-        p2_contrast.contrast_batch(corpus, 16, 0, 6, 3, 2, 'count')[0], scenes)
+        corpus.contrast_batch(16, 0, 6, 3, 2, 'count')[0], scenes)
 
 
 def test_confused_pairs_fill_three_quarters_of_the_batch(corpus):
@@ -304,10 +304,10 @@ def test_confused_pairs_fill_three_quarters_of_the_batch(corpus):
         assert (corpus.meanings[pairs[:, 0], 0] != corpus.meanings[pairs[:, 1], 0]).all()
     finally:
         corpus.meanings[:, 0] = same
-    scenes = p2_contrast.contrast_batch(corpus, 16, 0, 5, 3, 2, '', pairs)[0][:, 0]
+    scenes = corpus.contrast_batch(16, 0, 5, 3, 2, '', pairs)[0][:, 0]
     partner = dict(pairs.tolist())
     assert [partner[s] for s in scenes[:6].tolist()] == scenes[6:12].tolist()
-    assert torch.equal(scenes[12:], p2_contrast.contrast_batch(corpus, 16, 0, 5, 3, 2, '')[0][12:, 0])
+    assert torch.equal(scenes[12:], corpus.contrast_batch(16, 0, 5, 3, 2, '')[0][12:, 0])
 
 
 GOOD_MEANING = {'r1': 0.6, 'r5': 0.85, 'r1_hard': 0.85, 'gap': 0.25}
