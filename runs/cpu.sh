@@ -31,9 +31,7 @@ priors="--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05
 p1="" reading="" contrast="--mine_every=250" anchors="" words="" pairs="" family="--leave_out=$leave_out"
 lattice="--lambda_lattice=0.2"      # jitter brings the query grid out
 p2_steps=2000 p4_steps=1000
-if [ "$complexity" -gt 1 ]; then    # the stages come twice, and attribute swaps, told apart long before argument swaps, count in
-    p2_steps=4500 p4_steps=1500 contrast="$contrast --stage2_ends=0.9"
-fi
+if [ "$complexity" -gt 1 ]; then p2_steps=4500 p4_steps=1500; fi    # the stages come twice
 if [ "$plan" = true ]; then
     priors="--lambda_common=0 --lambda_lattice=0"
     p1="--prior_gate=0 --simple_share=0" reading="--lambda_rec=0 --canvas_noise=0"
