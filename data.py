@@ -673,6 +673,8 @@ class Corpus:
 
         stage: of P2, 1 to 3. negatives: K - 1. leave_out: a family, or ''. pairs (P, 2): scenes that belong together,
         to fill three quarters of the batch. among: the scenes to draw from, if not all."""
+        if leave_out not in ('', *FAMILIES):
+            runtime.fail(f'--leave_out={leave_out}: expects nothing or one of {", ".join(FAMILIES)}')
         scenes, generator = self.draw(n, seed, step, among)
         if pairs is not None:
             some = pairs[torch.randperm(len(pairs), generator=generator)[:3 * n // 8]]    # (3n/8, 2), or all there are
@@ -802,12 +804,13 @@ def write_eval_pack(path, lines, count):
 
 
 def read_corpus(path, say=print):
-    """A corpus of your own -> {'train': (lines, count, meanings, things, 0), 'val': ...}; every tenth row is held out,
-    and a sentence that comes again goes where it went first.
+    """A corpus of your own -> {'train': (lines, count, meanings, things, 0), 'val': ...}; every tenth original is held
+    out. A held-out sentence and its paraphrases are taken out of training wherever they come again, as paraphrase or
+    counterfactual too, and are held out once.
 
     .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or
     {family: [str]}}; the last two may be missing. Read line by line; a bad line is reported with its number and left
-    out. Sentences that are equal after normalisation count as one meaning. SystemExit(2) when nothing is left."""
+    out. Originals that are equal after normalisation count as one meaning. SystemExit(2) when nothing is left."""
     rows, bad = [], []
     try:
         with open(path, 'rb') as file:
@@ -824,16 +827,21 @@ def read_corpus(path, say=print):
         say(f'bad line left out: {line}')
     if len(bad) > 10:
         say(f'... and {len(bad) - 10} more bad lines')
-    home = {}                                # original -> is it held out?
+    home, held_out = {}, {}                  # original -> is it held out?, original -> its row if it is
     for row in rows:
-        home.setdefault(row[0][0], len(home) % 10 == 0)
+        if home.setdefault(row[0][0], len(home) % 10 == 0):
+            held_out.setdefault(row[0][0], row)
     if len(home) < 20:
         runtime.fail(f'--corpus={path}: only {len(home)} different good sentences on {len(rows) + len(bad)} lines; '
                      'at least 20 are needed')
+    secret = {sentence for row in held_out.values() for sentence in row[0]}
+    seen = [[[s for s in group if s not in secret] for group in row] for row in rows if not home[row[0][0]]]
+    parts, of = {}, {'train': [row for row in seen if row[0]], 'val': [*held_out.values()]}
+    taken = sum(s in secret for row in rows if not home[row[0][0]] for group in row for s in group)
+    if taken:
+        say(f'{taken} sentences taken out of training because they are held out')
     per = min(8, max(len(group) for row in rows for group in row))
-    parts = {}
-    for split in ('train', 'val'):
-        mine = [row for row in rows if home[row[0][0]] == (split == 'val')]
+    for split, mine in of.items():
         count = np.zeros((len(mine), len(VARIANTS)), np.uint8)
         meanings = np.zeros((len(mine), len(VARIANTS)), np.int64)
         lines = []
@@ -878,11 +886,12 @@ def _parse_line(text, path):
     return groups
 
 
-def load(config, run=None):
+def load(config, run=None, checkpoint=None):
     """The prepared corpus of a run -> ({split: Corpus}, Tokenizer), prepared first where it is missing (by rank 0).
 
     config: corpus, num_scenes, complexity, simple_share, data_seed, vocab_size, max_length. The splits of a corpus of
-    your own are 'train' and 'val', and 'test' is the same as 'val'."""
+    your own are 'train' and 'val', and 'test' is the same as 'val'. checkpoint: of nets that go on; SystemExit(2) if
+    they learnt other token ids."""
     if config['corpus'] and not Path(config['corpus']).is_file():
         runtime.fail(f"--corpus={config['corpus']}: no such file")
     if config['complexity'] not in (1, 2, 3) or not 0 <= config['simple_share'] <= 1:
@@ -895,6 +904,9 @@ def load(config, run=None):
     if run is not None:
         runtime.barrier(run)
     tokenizer = Tokenizer.load(json.loads((folder / 'tokenizer.json').read_text()))
+    if checkpoint and checkpoint['extra']['tokenizer'] != tokenizer.state():
+        runtime.fail(f'the tokenizer in {folder} is not that of the checkpoint: the corpus or data.py has changed since; '
+                     'start again with p1_canvas.py')
     splits = {}
     for split in SPLITS:
         if (folder / f'{split}.npz').exists():

@@ -87,7 +87,8 @@ def unreadable(folder):
 def main():
     if kills < 1:
         runtime.fail(f'--kills={kills}: expects at least 1')
-    shutil.rmtree(out_dir, ignore_errors=True)
+    for old in (Path(out_dir, 'straight'), *Path(out_dir).glob('killed[0-9]*')):
+        shutil.rmtree(old, ignore_errors=True)
     rand, took = random.Random(seed), {}
     for phase in SCRIPTS:
         began = time.monotonic()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PAD, BOS, EOS, PARA = 0, 1, 2, 3                     # as in data.py
+from data import BOS, EOS, PAD, PARA
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
@@ -72,19 +72,20 @@ def feed_forward(dim, hidden, dropout):
 
 
 class SelfBlock(nn.Module):
-    """Pre-norm transformer block with rotary positions; `cache` (k, v) of earlier positions is extended in place."""
+    """Pre-norm transformer block with rotary positions; `cache` (k, v) of the positions before start is
+    extended in place."""
 
     def __init__(self, dim, heads, hidden, dropout):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
         self.drop, self.mlp = nn.Dropout(dropout), feed_forward(dim, hidden, dropout)
 
-    def forward(self, x, mask, positions, cache=None):
+    def forward(self, x, mask, positions, cache=None, start=0):
         h = self.norm(x)
         q, (k, v) = self.attention.split(self.attention.query(h)), self.attention.keys_values(h)
         q, k = rope(q, positions), rope(k, positions)
         if cache is not None:
-            start, T = int(positions[0]), x.shape[1]
+            T = x.shape[1]
             cache[0][:, :, start:start + T], cache[1][:, :, start:start + T] = k, v
             k, v = cache[0][:, :, :start + T], cache[1][:, :, :start + T]
         x = x + self.drop(self.attention(q, k, v, mask)[0])
@@ -341,7 +342,7 @@ class TextDecoder(nn.Module):
         mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
         h, attention = self.drop(self.embedding(x) + self.position(positions)), []
         for layer, block in enumerate(self.blocks):
-            h = block(h, mask, positions, None if cache is None else cache[layer])
+            h = block(h, mask, positions, None if cache is None else cache[layer], start)
             if memory is not None:
                 h, weights = self.cross[layer](h, *memory[layer], maps=maps)
                 attention.append(weights)

@@ -31,7 +31,7 @@ max_length = 64           # tokens; longer sentences are an error
 vocab_size = 16384        # rows of the embedding and target of the BPE
 channels = 6              # C
 size = 32                 # H = W
-query_grid = 32           # queries a side; smaller than `size` is resized to the canvas by convolutions
+query_grid = 32           # queries a side; fewer than `size` paint a patch each (model.Strokes)
 dim = 384                 # D, width of the token states
 layers = 6                # transformer blocks over the tokens
 heads = 8
@@ -55,12 +55,13 @@ lambda_common = 1.0       # ours: no picture common to all sentences; 0 is the p
 lambda_lattice = 0.05     # ours: the grid of queries does not show through; 0 is the plan
 lambda_rec = 1.0          # cross-entropy of reading the sentence from V; 0 is the plan to the letter
 prior_gate = 0.5          # nats a token: priors come in once V is read this well (reading first, LOG.md); 0: at once
-prior_ramp = 100          # steps over which they come in
+look_every = 20           # steps between looks at whether they come in: each waits for the device
+prior_ramp = 100          # steps over which they come in; 0, at once, is the plan
 canvas_noise = 0.3        # sd of the noise on V that the throwaway decoder reads through: without it the priors press
                           # what depends on the sentence down to 5% of the canvas
 alpha = 2.0               # target slope of the spectrum
 prior_samples = 64        # canvases a step (all ranks) that the priors see: a per-sample mean needs no more
-blur_steps = 0            # blur V before the priors for so many steps (the plan's warm-up, sigma 0.8 px)
+blur_steps = 0            # blur V before the priors for their first steps (the plan's warm-up, sigma 0.8 px)
 coordinate_steps = 0      # append (x, y) channels to V before the priors for so many steps
 # optimisation
 batch_size = 256          # sentences a step, all ranks together
@@ -82,7 +83,8 @@ config = runtime.configure(globals())
 
 
 def prior_input(V, step, blur_steps, coordinate_steps):
-    """The canvas as the priors see it: blurred, or with (x, y) channels in [-1, 1], for the first steps of a run."""
+    """The canvas as the priors see it: blurred, or with (x, y) channels in [-1, 1], for the first steps in which they
+    count."""
     if step < blur_steps:
         V = priors.gaussian_blur(V, 0.8)
     if step < coordinate_steps:
@@ -136,8 +138,9 @@ def token_metrics(decoder, V, z, x, types, concepts, run, batch=256):
     loss, hit, concept_hit = torch.cat(loss), torch.cat(hit).float(), torch.cat(concept_hit).float()
     kind, real = types[x], x != data.PAD
     content = kind > 0
-    metrics = {'ce': loss[real].mean(), 'ce_content': loss[content].mean(), 'ce_function': loss[real & ~content].mean(),
-               'content_accuracy': hit[content].mean(), 'content_concept': concept_hit[content].mean(),
+    metrics = {'ce': loss[real].mean(), 'accuracy': hit[real].mean(), 'ce_content': loss[content].mean(),
+               'ce_function': loss[real & ~content].mean(), 'content_accuracy': hit[content].mean(),
+               'content_concept': concept_hit[content].mean(),
                'sentence_exact': (hit.bool() | ~real).all(1).float().mean()}
     for k, name in enumerate(data.TYPES[1:], start=1):
         metrics[f'accuracy_{name}'], metrics[f'concept_{name}'] = hit[kind == k].mean(), concept_hit[kind == k].mean()
@@ -159,7 +162,7 @@ def evaluate(encoder, decoder, held_out, types, concepts, run, cell, n=1024):
 
 def canvas_arrays(encoder, V, tokenizer, run):
     """What the figures of P1 are drawn from: the statistics of canvases V, and the fixed sentences as pictures."""
-    montage = tokenizer.pad(data.EVAL_SENTENCES, 24).to(run.device)
+    montage = tokenizer.pad(data.EVAL_SENTENCES, min(24, encoder.max_length)).to(run.device)
     return plot.spectra_arrays(V) | {'montage': encode(encoder, montage, run), 'titles': list(data.EVAL_SENTENCES)}
 
 
@@ -222,6 +225,8 @@ def main():
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
+    if state and state['extra']['tokenizer'] != tokenizer.state():
+        runtime.fail(f'{run.checkpoint} has learnt other token ids: the corpus or data.py has changed since')
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations = extra.get('evaluations', [])
     came_in = extra.get('came_in', None if lambda_rec and prior_gate else 0)      # step at which the priors came in
@@ -255,14 +260,15 @@ def main():
         nets.train()
         x = train.sentences(batch_size, seed, step)[runtime.local_slice(run, batch_size), 0]
         stride = max(1, batch_size // prior_samples)      # the priors see the same canvases however the batch is split
-        ramp = 0.0 if came_in is None else min(1.0, (step - came_in + 1) / prior_ramp)
+        age = 0 if came_in is None else step - came_in        # of the priors, in steps
+        ramp = 0.0 if came_in is None else min(1.0, (age + 1) / max(1, prior_ramp))
         read = torch.zeros((), device=run.device)
         for part in x.chunk(grad_accum):
             with run.autocast():
                 V = encoder(part)
                 rec = (reconstruction(decoder, noisy(V, canvas_noise * ramp), None, part)
                        if lambda_rec else V.new_zeros(()))
-            terms = priors.image_prior_terms(prior_input(V[::stride], step, blur_steps, coordinate_steps), alpha, cell)
+            terms = priors.image_prior_terms(prior_input(V[::stride], age, blur_steps, coordinate_steps), alpha, cell)
             image = priors.image_prior_loss(terms, weights(config))
             loss = ramp * image + lambda_rec * rec
             (loss / grad_accum).backward()
@@ -273,11 +279,13 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
         rec_mean.lerp_(read, 0.1)
+        values = {'loss': loss, 'image': image, 'rec': read, 'grad_norm': grad_norm, 'lr': lr} | terms
+        run.watch(step, values)
         if step % log_every == 0:
-            run.log(step, {'loss': loss, 'image': image, 'rec': read, 'grad_norm': grad_norm, 'lr': lr} | terms,
-                    prefix='train')
+            run.log(step, values, prefix='train')
+        if came_in is None and (step % look_every == 0 or step >= lr_steps // 2):
             runtime.mean_over_ranks(rec_mean, run)
-            if came_in is None and (rec_mean.item() < prior_gate or step >= lr_steps // 2):
+            if rec_mean.item() < prior_gate or step >= lr_steps // 2:
                 came_in = step + 1
                 run.say(f'step {step}: the sentence is read from the canvas at {rec_mean.item():.2f} nats a token; '
                         'the priors come in')

@@ -44,6 +44,7 @@ staged = True             # canonical first (see above); false is the plan
 stage1_ends = 0.95        # share of swaps beaten in the batch at which stage 1 ends
 stage2_ends = 0.90        # the same for stage 2: at 0.70 one seed of three never got past a swap gap of 0.18
 more_come_in = 0.95       # the same at which scenes of the fewest things are mastered; the others begin with stage 1
+look_every = 20           # steps between looks at whether a stage ends: each waits for the device
 lambda_vicreg = 0.0       # variance + covariance of z (VICReg), against collapse
 lambda_barlow = 0.0       # cross-correlation of the two views towards the identity (Barlow Twins)
 # what goes on from P1
@@ -59,7 +60,7 @@ lambda_rec = 1.0          # the throwaway decoder goes on reading V; 0 is the pl
 canvas_noise = 0.3        # sd of the noise on V that it reads through
 alpha = 2.0
 prior_samples = 64        # canvases a step (all ranks) that the priors see
-rec_samples = 128         # sentences a step (all ranks) that the throwaway decoder reads
+rec_samples = 128         # sentences a step (all ranks) that the throwaway decoder reads, at least one a scene
 # optimisation
 batch_size = 256          # scenes a step, all ranks together; each brings (1 + negatives) x 2 or 3 sentences
 grad_accum = 1            # micro-steps, by gradient caching: the contrast always sees the whole batch
@@ -249,15 +250,15 @@ def main():
     run = runtime.start('p2', config)
     previous = runtime.inherit(run, init_from, 'p1', 'python p1_canvas.py')
     arch = previous['arch'] | {'z_dim': z_dim, 'readout_hidden': readout_hidden, 'pyramid': pyramid}
-    splits, tokenizer = data.load(arch['data'], run)
+    splits, tokenizer = data.load(arch['data'], run, previous)
     train = splits['train']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, decoder, readout = nets.values()
+    untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['test'])      # not even in P1
     for name in ('encoder', 'decoder'):
         nets[name].load_state_dict(previous['ema'][name])
     cell = arch['size'] // arch['query_grid']
-    untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['test'])
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
@@ -327,16 +328,16 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            loss = lambda_nce * contrast(Z, meanings, on_device, stage, temperature, anchors, mask_false_negatives)
-            z1, z2 = Z[:, :, 0].flatten(0, 1), Z[:, :, 1].flatten(0, 1)
+            terms['nce'] = contrast(Z, meanings, on_device, stage, temperature, anchors, mask_false_negatives)
+            terms['swaps_beaten'] = swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
+            loss, (z1, z2) = lambda_nce * terms['nce'], Z[:, :, :2].flatten(0, 1).unbind(1)
             if lambda_vicreg:
                 loss = loss + lambda_vicreg * (vicreg(z1) + vicreg(z2)) / 2
             if lambda_barlow:
                 loss = loss + lambda_barlow * barlow(z1, z2)
-            terms['swaps_beaten'] = swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
             return loss
 
-        nce = runtime.contrastive_backward(forward, (x, index), grad_accum, loss_of_all)
+        loss = runtime.contrastive_backward(forward, (x, index), grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
@@ -344,11 +345,13 @@ def main():
         ema.update(step)
         beaten = terms['swaps_beaten']
         beaten_mean = torch.where(beaten.isnan(), beaten_mean, beaten_mean.lerp(beaten, 0.1))
+        values = terms | {'loss': loss, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm, 'lr': lr}
+        run.watch(step, values)
         if step % log_every == 0:
-            run.log(step, terms | {'loss': nce, 'nce': nce, 'swaps_beaten': beaten_mean, 'grad_norm': grad_norm,
-                                   'lr': lr}, prefix='train')
-            # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
-            if (stage < 3 or few) and beaten_mean.item() > (stage1_ends, stage2_ends, more_come_in)[stage - 1]:
+            run.log(step, values, prefix='train')
+        # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
+        if step % look_every == 0 and (stage < 3 or few):
+            if beaten_mean.item() > (stage1_ends, stage2_ends, more_come_in)[stage - 1]:
                 few, stage, pairs = few and stage < 3, stage % 3 + 1, None
                 run.say(f'step {step}: stage {stage} begins' + (' for scenes of more things' if stage == 1 else ''))
                 beaten_mean = torch.full_like(beaten_mean, 0.5)

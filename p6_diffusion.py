@@ -259,7 +259,7 @@ def main():
         runtime.fail(f'{init_from} is of a run that has not ended, or older than this script: python p5_roundtrip.py')
     knobs = previous['config'] | {'batch_size': batch_size}            # all losses go on as in P5
     arch = previous['arch'] | {'unet_dim': unet_dim}
-    splits, tokenizer = data.load(arch['data'], run)
+    splits, tokenizer = data.load(arch['data'], run, previous)
     train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = nn.ModuleDict(build(arch)).to(run.device)
@@ -316,7 +316,7 @@ def main():
                         *(f'drawn: {text}' for text in texts['drawn'][:10]),
                         *(f'painted: {text}' for text in texts['painted'][:6])]}
                 if together:
-                    (run.dir / 'samples.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+                    runtime.write_text(run.dir / 'samples.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
                     plot.samples_table(run.dir)
                 plot.evaluation(run.dir, step, arrays)
                 plot.trends(run.dir)
@@ -369,25 +369,28 @@ def main():
                 return z, local + lambda_prior * found['prior']
 
             def loss_of_all(z):
-                Z = runtime.gather(z, run)
-                return knobs['lambda_nce'] * contrast(Z, meanings, on_device, 3, knobs['temperature'], knobs['anchors'],
-                                                      knobs['mask_false_negatives'])
+                terms['nce'] = contrast(runtime.gather(z, run), meanings, on_device, 3, knobs['temperature'],
+                                        knobs['anchors'], knobs['mask_false_negatives'])
+                return knobs['lambda_nce'] * terms['nce']
 
-            terms['nce'] = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
-            # Random sentences: those of the batch are mostly the ones that z confuses.
-            new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * SALT)[:, 0], run)
-            new = (new - mean) / std
-            buffer[torch.arange(oldest, oldest + len(new), device=run.device) % len(buffer)] = new
-            oldest = (oldest + len(new)) % len(buffer)
+            loss = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
+            if lambda_prior:      # the control's buffer is read by nobody
+                # Random sentences: those of the batch are mostly the ones that z confuses.
+                new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * SALT)[:, 0], run)
+                new = (new - mean) / std
+                buffer[torch.arange(oldest, oldest + len(new), device=run.device) % len(buffer)] = new
+                oldest = (oldest + len(new)) % len(buffer)
         runtime.average_gradients(nets, run)
         norms = [torch.nn.utils.clip_grad_norm_(parameters, grad_clip) for parameters in (
             unet.parameters(), spoken.parameters())]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
+        values = {'loss': loss if together else terms['diffusion'], 'unet_grad_norm': norms[0], 'lr': lr,
+                  'grad_norm': norms[1], 'unet_lr': unet_lr} | terms
+        run.watch(step, values)
         if step % log_every == 0:
-            run.log(step, {'loss': terms['nce' if together else 'diffusion'], 'unet_grad_norm': norms[0], 'lr': lr,
-                           'grad_norm': norms[1], 'unet_lr': unet_lr} | terms, prefix='train')
+            run.log(step, values, prefix='train')
 
     with ema.weights():
         say_held_out(encoder, readout, splits, run)

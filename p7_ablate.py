@@ -341,7 +341,7 @@ def main():
         stopped = True
     found = collect()
     if 'baseline' in found:
-        Path(out_dir, 'ablations.md').write_text(table(found), encoding='utf-8')
+        runtime.write_text(Path(out_dir, 'ablations.md'), table(found))
         chart(found)
         print(table(found))
         if gate(found):

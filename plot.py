@@ -264,9 +264,9 @@ def tsne(a):
     scenes = np.unique(scene)
     hues = [colorsys.hls_to_rgb(0.618 * i % 1, (0.33, 0.5)[i % 2], 0.7) for i in range(len(scenes))]  # golden steps
     palette = dict(zip(scenes, hues))
-    families = [name for name in dict.fromkeys(kind.tolist()) if name not in ('paraphrase', 'scene')]
+    families = [name for name in dict.fromkeys(kind.tolist()) if name != 'paraphrase']
     plain = [name for name in families if 'swap' not in name]
-    markers = {'paraphrase': 'o', 'scene': 'o'} | dict.fromkeys(plain, 'o')
+    markers = {'paraphrase': 'o'} | dict.fromkeys(plain, 'o')
     markers |= dict(zip((name for name in families if 'swap' in name), 'D^vsPX'))
     fig, axes = figure(9, 6.4)
     ax = axes[0, 0]
@@ -403,7 +403,7 @@ def stored(folder):
 
 
 def step_of(path):
-    return int(path.stem.split('_')[1])
+    return int(path.stem.rpartition('_')[2])
 
 
 def evaluation(folder, step, arrays):
@@ -418,7 +418,8 @@ def evaluation(folder, step, arrays):
         np.savez_compressed(file, **{name: as_array(value, half=name == 'montage') for name, value in arrays.items()})
     os.replace(temporary, path)
     upto = [other for other in stored(folder) if step_of(other) <= step]
-    for other in set(stored(folder)) - set(upto[-2:]):                        # a later step is of an earlier run
+    later = [figure for figure in path.parent.glob('*_[0-9]*.png') if step_of(figure) > step]
+    for other in (set(stored(folder)) - set(upto[-2:])) | set(later):         # a later step is of an earlier run
         other.unlink()
     draw(path)
 

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 PROGRESS_SECONDS = 20    # between two progress lines when stderr is not a terminal
 EXPECTS = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text'}
-MINIMUM = {'batch_size': 1, 'grad_accum': 1, 'eval_every': 1, 'log_every': 1, 'max_steps': 0}
+MINIMUM = {'max_steps': 0} | dict.fromkeys(('batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every',
+                                           'prior_samples', 'rec_samples', 'dec_samples', 'generated', 'best_of_k'), 1)
 
 
 def fail(message, status=2):
@@ -147,13 +148,18 @@ def start(phase, config):
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     if config['batch_size'] % (world * config['grad_accum']):
         fail(f"batch_size {config['batch_size']} does not divide by {world} ranks x grad_accum {config['grad_accum']}")
-    device = find_device(config['device'])
+    here, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+    if world > 1 and gpus and config['device'] in ('auto', 'cuda'):
+        if here > gpus:
+            fail(f'{here} ranks on a machine of {gpus} GPUs: start fewer, or add --device=cpu')
+        device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    else:
+        device = find_device(config['device'])
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)        # or its random state would not be the one that is saved and replayed
     if world > 1:
         if device.type == 'mps':
             fail('ranks run on CUDA or on the CPU: add --device=cpu')
-        if device.type == 'cuda':
-            device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
-            torch.cuda.set_device(device)
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
         atexit.register(dist.destroy_process_group)
     torch.manual_seed(config['seed'])    # the same on all ranks: nets start out equal without a broadcast
@@ -210,6 +216,7 @@ class Run:
         self.signalled = False      # this rank got Ctrl-C or SIGTERM
         self.interrupted = False    # some rank did, and all know: save at the top of this step
         self.latest = ''            # training loss, for the progress line
+        self.watched = (), None     # names, and their values in the first step in which one was not finite, or the last
         self.tensorboard = None
 
     def autocast(self):
@@ -275,13 +282,41 @@ class Run:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return flag.item() > 0
 
+    @torch.no_grad()
+    def watch(self, step, values):
+        """Take note of the scalar tensors among the values of a training step, without waiting for the device.
+
+        After the first that is not finite all are, so that step's are kept, for check() to name."""
+        scalars = {name: value for name, value in values.items() if torch.is_tensor(value)}
+        now = torch.stack([torch.full((), float(step), device=self.device), *(v.float() for v in scalars.values())])
+        names, kept = self.watched
+        if names == tuple(scalars):
+            now = torch.where(kept.isfinite().all(), now, kept)
+        else:                                # other terms from here on
+            self.check()
+        self.watched = tuple(scalars), now
+
+    def check(self):
+        """SystemExit(1), after one line, if a value that watch() saw was not finite. Every rank must call it."""
+        names, kept = self.watched
+        if kept is None:
+            return
+        kept = kept.clone()
+        mean_over_ranks(kept, self)
+        step, *values = kept.tolist()
+        bad = [f'{name} is {value}' for name, value in zip(names, values) if not math.isfinite(value)]
+        if bad:
+            fail(f'step {step:.0f}: {", ".join(bad)}; last good checkpoint: {self.last_good()}', status=1)
+
     def log(self, step, values, prefix):
         """Append {'step': step, 'prefix/name': value, ...} to `metrics.jsonl` (rank 0).
 
         values: name -> number, or tensor of any shape (a vector becomes a list); all tensors cost one device sync.
-        With prefix 'train' every rank must call it: tensors are averaged over the ranks, and a NaN or infinity raises
-        SystemExit(1) after one line. With another prefix a value that is not finite is written as null.
+        With prefix 'train' every rank must call it: tensors are averaged over the ranks, and check() is called.
+        With another prefix a value that is not finite is written as null.
         """
+        if prefix == 'train':
+            self.check()
         tensors = {name: value.detach().to(self.device, torch.float32)
                    for name, value in values.items() if torch.is_tensor(value)}
         if tensors:
@@ -291,9 +326,6 @@ class Run:
             parts = flat.cpu().split([value.numel() for value in tensors.values()])
             values = {**values, **{name: part.view(tensors[name].shape) for name, part in zip(tensors, parts)}}
         values = plain(values)
-        bad = [f'{name} is {value}' for name, value in values.items() if finite(value) != value]
-        if prefix == 'train' and bad:
-            fail(f'step {step}: {", ".join(bad)}; last good checkpoint: {self.last_good()}', status=1)
         if not self.master:
             return
         if prefix == 'train' and 'loss' in values:
@@ -338,9 +370,16 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def write_text(path, text):
+    """Write a file in one move: a kill at any moment leaves the old one or the new one."""
+    temporary = Path(f'{path}.tmp')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
+
+
 def write_json(path, value):
-    """Write a value as indented JSON."""
-    path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+    """Write a value as indented JSON, in one move."""
+    write_text(path, json.dumps(value, indent=2) + '\n')
 
 
 # ---- optimisation ---------------------------------------------------------------------------------------------------
@@ -496,15 +535,16 @@ def gather(x, run):
 
 
 def contrastive_backward(forward, batch, grad_accum, loss_of_all):
-    """The backward pass of a loss over all rows of `batch` (a tuple of tensors, rows first) -> that loss, detached.
+    """The backward pass of a loss over all rows of `batch` (a tuple of tensors, rows first) and of the losses that need
+    no other row -> their sum, detached, of this rank's rows.
 
     forward(part of batch) -> (z, local loss); loss_of_all(z) -> scalar. With grad_accum > 1 by gradient caching (Gao et
     al. 2021), so that memory holds one part at a time: first all z without graphs, then the gradient of the loss at z,
     then each part again with its share of that gradient. Dropout repeats itself by replaying the random state."""
     if grad_accum == 1:
         z, local = forward(batch)
-        loss = loss_of_all(z)
-        (loss + local).backward()
+        loss = loss_of_all(z) + local
+        loss.backward()
         return loss.detach()
     parts, states, cached = list(zip(*(rows.chunk(grad_accum) for rows in batch))), [], []
     for part in parts:
@@ -520,7 +560,8 @@ def contrastive_backward(forward, batch, grad_accum, loss_of_all):
             torch.cuda.set_rng_state(state[1])
         z, local = forward(part)
         ((z * gradient).sum() + local / len(parts)).backward()
-    return loss.detach()
+        loss = loss.detach() + local.detach() / len(parts)
+    return loss
 
 
 def average_gradients(nets, run):
@@ -543,6 +584,7 @@ def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
     The file is replaced in one move: a kill at any moment leaves the old one or the new one. Raises SystemExit(1),
     after one line, when weights are not finite or the disk refuses; the old file stays.
     """
+    run.check()
     for name, net in nets.items():
         if not all(p.isfinite().all() for p in net.parameters()):
             fail(f'step {step}: weights of {name} are not finite; last good checkpoint: {run.last_good()}', status=1)
@@ -600,18 +642,23 @@ def load_checkpoint(path, phase, made_by):
 def resume(run, nets, optimizer, ema):
     """With config['resume'], restore nets, optimizer, EMA, random state and history; returns the checkpoint dict.
 
-    Returns None when the run starts afresh; what the folder held is then kept under `.old` names. Raises
-    SystemExit(2), after one line, when the checkpoint cannot be read or is of nets of other sizes.
+    Returns None when the run starts afresh; checkpoint, log and gate in the folder are then kept under `.old` names.
+    Raises SystemExit(2), after one line, when the checkpoint cannot be read or is of nets of other sizes. Rates, decay
+    and scales of the optimizer are those of this run's config. From here on each rank draws its own dropout and noise.
     """
     if not (run.config['resume'] and run.checkpoint.exists()):
         start_over(run)
+        own_random_state(run)
         return None
     checkpoint = load_checkpoint(run.checkpoint, run.phase, f'python {Path(sys.argv[0]).name} --resume=false')
     try:
         for name, net in nets.items():
             net.load_state_dict(checkpoint['nets'][name])
         ema.load_state_dict(checkpoint['ema'])
+        settings = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
         optimizer.load_state_dict(checkpoint['optimizer'])
+        for group, own in zip(optimizer.param_groups, settings):
+            group.update(own)
     except (KeyError, RuntimeError, ValueError) as error:
         fail(f'{run.checkpoint} does not fit the nets of these settings: {str(error)[:200]}')
     torch.set_rng_state(checkpoint['rng']['cpu'])
@@ -621,9 +668,18 @@ def resume(run, nets, optimizer, ema):
     log = run.dir / 'metrics.jsonl'
     if run.master and log.exists():    # what was logged after the checkpoint is about to be logged again
         lines = [line for line in log.read_text(encoding='utf-8').splitlines(keepends=True) if line.endswith('\n')]
-        log.write_text(''.join(line for line in lines if json.loads(line)['step'] < run.saved_step), encoding='utf-8')
+        write_text(log, ''.join(line for line in lines if json.loads(line)['step'] < run.saved_step))
+    if run.master:
+        (run.dir / 'gate.json').unlink(missing_ok=True)        # the verdict on an earlier end
+    own_random_state(run)
     run.say(f'resumed {run.checkpoint} at step {run.saved_step}')
     return checkpoint
+
+
+def own_random_state(run):
+    """Give every rank but the first a random state of its own; that of the first goes on bit for bit."""
+    if run.rank:
+        torch.manual_seed(1_000_003 * run.config['seed'] + 7919 * run.rank + (run.saved_step or 0))
 
 
 def start_over(run):

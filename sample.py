@@ -60,6 +60,7 @@ class TextCanvas:
     def __init__(self, path='out/p5/ckpt.pt', device='auto', dtype='auto'):
         checkpoint = runtime.load_checkpoint(path, ('p5', 'p6'), 'bash runs/cpu.sh')
         self.device, self.arch, self.phase = runtime.find_device(device), checkpoint['arch'], checkpoint['phase']
+        self.has_prior = checkpoint['config'].get('lambda_prior', 0) > 0      # P6, and not its control
         bf16 = runtime.find_dtype(dtype, self.device) == torch.bfloat16
         self.run = SimpleNamespace(device=self.device, autocast=lambda: torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=bf16))
@@ -193,14 +194,14 @@ def draw_canvases(model, n, generator):
     """n canvases from the diffusion prior, what is read in them, and their montage."""
     import plot
     from p6_diffusion import ddim, noise_in, reading
-    shape = (n, model.arch['channels'], model.arch['size'], model.arch['size'])
+    checked, shape = not model.arch['data']['corpus'], (n, model.arch['channels'], *2 * (model.arch['size'],))
     noise = torch.randn(shape, generator=generator).to(model.device)
     V = ddim(partial(noise_in, model.nets['unet']), noise, 50, 0.0, None, model.run)
     V = V * model.std.to(model.device) + model.mean.to(model.device)
-    read, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, True)
+    read, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, checked)
     for sentence in sentences:
         print(sentence)
-    print(f"the checker reads {read['parsed']:.0%}; distinct scenes {read['distinct']:.0%}")
+    print((f"the checker reads {read['parsed']:.0%}; " if checked else '') + f"distinct {read['distinct']:.0%}")
     if figures:
         figure = plot.montage({'montage': plot.as_array(V[:16]), 'titles': sentences[:16]})
         print(plot.save(figure, Path(figures) / 'drawn.png'))
@@ -269,7 +270,7 @@ def main():
     if embed:
         embed_file(model, embed, out, canvas)
     if draw:
-        if model.phase != 'p6':
+        if not model.has_prior:
             runtime.fail(f'{init_from} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
         draw_canvases(model, draw, generator)
     if text:

@@ -670,11 +670,13 @@ def test_text_corpus_with_bad_lines(here):
     parts = data.read_corpus('c.txt', said.append)
     assert bad_numbers(said, 'c.txt') == [4, 7, 8], 'blank lines are no news'
     sentences = {split: lines[::len(data.VARIANTS)] for split, (lines, *_) in parts.items()}
-    assert sentences['val'] == [GOOD[0], GOOD[10], GOOD[0], 'ein großer kater'], 'each tenth, and where it repeats'
+    assert sentences['val'] == [GOOD[0], GOOD[10], 'ein großer kater'], 'each tenth, once'
     assert sentences['train'] == GOOD[1:10] + GOOD[11:] + GOOD[3:4]
     lines, count, meanings, _, canonical_count = parts['val']
-    assert meanings[0, 0] == meanings[2, 0] != meanings[1, 0] and canonical_count == 0
-    assert (count == [[1, 0, 0, 0, 0, 0, 0]] * 4).all()
+    assert len(set(meanings[:, 0].tolist())) == 3 and canonical_count == 0
+    assert (count == [[1, 0, 0, 0, 0, 0, 0]] * 3).all()
+    train = parts['train'][2][:, 0]
+    assert train[2] == train[-1] != train[1], 'rows that are equal mean the same'
 
 
 def test_jsonl_corpus_with_bad_lines(here):
@@ -692,7 +694,7 @@ def test_jsonl_corpus_with_bad_lines(here):
         parts = data.read_corpus(name, said.append)
         assert bad_numbers(said[:10], name) == [23 + n for n in range(len(lines[:10]))]
         assert said[10:] == ([] if len(lines) <= 10 else ['... and 1 more bad lines'])
-        assert sum(len(count) for _, count, *_ in parts.values()) == 2 * 21
+        assert [len(parts[split][1]) for split in ('train', 'val')] == [2 * 18, 3], 'a held-out row is held out once'
 
 
 def test_jsonl_pairs_keep_their_places(here):
@@ -700,9 +702,12 @@ def test_jsonl_pairs_keep_their_places(here):
         {'original': 'A dog barks.', 'paraphrases': ['a hound barks', ' ', 'Barks, a dog!'],
          'counterfactuals': {'argument swap': ['Barks a dog'], 'tense': ['a dog barked'],
                              'count': ['Two dogs bark', 'dogs bark']}},
-        {'original': 'a cat sleeps', 'paraphrases': None, 'counterfactuals': ['a cat eats', 'a dog barks']}]
+        {'original': 'a cat sleeps', 'paraphrases': ['A hound barks'], 'counterfactuals': ['a cat eats', 'a dog barks',
+                                                                                         GOOD[1]]}]
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    parts = data.read_corpus('c.jsonl', pytest.fail)
+    said = []
+    parts = data.read_corpus('c.jsonl', said.append)
+    assert said == ['2 sentences taken out of training because they are held out']
     lines, count, meanings, *_ = parts['val']                          # rows 0, 10, 20
     per = len(lines) // count.size
     assert per == 3 and count[2].tolist() == [3, 1, 0, 0, 2, 1, 0]
@@ -714,8 +719,9 @@ def test_jsonl_pairs_keep_their_places(here):
     assert group(lines, 2, 1 + FAMILIES.index('count')) == ['two dogs bark', 'dogs bark', '']
     assert group(lines, 2, SWAP) == ['barks a dog', '', '']
     other = parts['train']
-    assert other[1][-1].tolist() == [1, 1, 1, 0, 0, 0, 0] and group(other[0], len(other[1]) - 1, 2)[0] == 'a dog barks'
-    assert other[2][-1, 2] == meanings[2, 0], 'a counterfactual that is another row has the id of that row'
+    assert other[1][-1].tolist() == [1, 1, 0, 1, 0, 0, 0] and group(other[0], len(other[1]) - 1, 3)[0] == GOOD[1]
+    assert other[2][-1, 3] == other[2][0, 0], 'a counterfactual that is another row has the id of that row'
+    assert not set(other[0]) & set(filter(None, lines)), 'nothing that is held out is in training'
 
 
 def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):

@@ -327,7 +327,8 @@ def bad_files(chain):
     ('p1', ['--corpus=bad.jsonl'], 'only 0 different good sentences on 80 lines'),
     ('p1', ['--complexity=2', '--simple_share=2'], 'expects 0 to 1'),
     ('p1', ['--complexity=9'], 'complexity'), ('p1', ['--complexity=0'], 'complexity'),
-    ('p1', ['--vocab_size=100'], '--vocab_size=100: expects 260'),
+    ('p1', ['--vocab_size=100'], '--vocab_size=100: expects 260'), ('p2', ['--prior_samples=0'], 'at least 1'),
+    ('p2', ['--leave_out=color'], 'expects nothing or one of colour'),
     ('p1', ['--vocab_size=40000'], 'to 32768')])
 def test_bad_input_ends_in_one_line(here, bad_files, capsys, phase, words, hint):
     with pytest.raises(SystemExit) as stop:
@@ -462,7 +463,7 @@ def test_three_things_come_in_after_two(here, capsys, monkeypatch):
         drawn.append(set(scenes.tolist()))
         return scenes, generator
     monkeypatch.setattr(data.Corpus, 'draw', noted)
-    run(tiny('p2', 'three/p2', '--max_steps=6', '--lr_steps=6', *easy, init_from='three/p1/ckpt.pt'))
+    run(tiny('p2', 'three/p2', '--max_steps=6', '--lr_steps=6', '--look_every=1', *easy, init_from='three/p1/ckpt.pt'))
     news = re.findall(r'step \d+: (stage .*)', capsys.readouterr().out)
     assert news == ['stage 2 begins', 'stage 3 begins', 'stage 1 begins for scenes of more things', 'stage 2 begins',
                     'stage 3 begins']

@@ -295,6 +295,20 @@ def test_autocast_follows_dtype(tmp_path):
         assert (x @ x).dtype == torch.float32
 
 
+def test_what_is_not_finite_is_named_with_the_step_it_began_in(tmp_path, capsys):
+    run, nan = make_run(tmp_path / 'out'), torch.tensor(float('nan'))
+    fine = {'loss': torch.tensor(1.0), 'tv': torch.tensor(1.0), 'lr': 0.1}
+    for step, values in enumerate((fine, fine, fine | {'tv': nan}, fine | {'tv': nan, 'loss': nan}, fine)):
+        run.watch(step, values)
+    with pytest.raises(SystemExit) as stop:
+        run.log(4, fine, prefix='train')
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == 'error: step 2: tv is nan; last good checkpoint: none yet\n'
+    assert not (tmp_path / 'out/metrics.jsonl').exists()
+    with pytest.raises(SystemExit):          # other terms from here on: the ones before are looked at first
+        run.watch(5, {'diffusion': torch.tensor(1.0)})
+
+
 def test_log_writes_one_line_a_call(tmp_path):
     run = make_run(tmp_path)
     run.log(3, {'loss': torch.tensor(0.5), 'count': 7, 'alpha': torch.tensor([1.0, float('nan')])}, prefix='val')
@@ -305,10 +319,16 @@ def test_log_writes_one_line_a_call(tmp_path):
 
 def test_a_training_term_that_is_not_finite_stops_the_run(tmp_path, capsys):
     run, nets, optimizer, ema = trained(tmp_path)
-    values = {'loss': torch.tensor(float('nan')), 'tv': torch.tensor(1.0), 'cov': float('inf')}
+    values = {'loss': torch.tensor(float('nan')), 'tv': torch.tensor(1.0), 'cov': torch.tensor(float('inf')), 'lr': 1.0}
+    run.watch(8, values)
+    with pytest.raises(SystemExit):          # no checkpoint of a step that went wrong
+        runtime.save(run, 9, nets, optimizer, ema, metrics={}, arch={})
+    assert not run.checkpoint.exists() and 'step 8: loss is nan' in capsys.readouterr().err
     line = stops(capsys, run.log, 8, values, 'train', status=1)
     assert 'step 8: loss is nan, cov is inf; last good checkpoint: none yet' in line and 'tv' not in line
+    run.watched = (), None
     runtime.save(run, 5, nets, optimizer, ema, metrics={}, arch={})
+    run.watch(8, values)
     assert f'last good checkpoint: {run.checkpoint} (step 5)' in stops(capsys, run.log, 8, values, 'train', status=1)
     assert not (tmp_path / 'metrics.jsonl').exists()
 

@@ -2,7 +2,7 @@
 # The whole chain, P1 to P5, on two CPU cores: a small model on two-thing scenes, every gate printed at the end.
 #   bash runs/cpu.sh [--out=out] [--seed=0] [--complexity=1] [--leave_out=count] [--plan=false]
 # --leave_out= (empty) constructs all six counterfactual families; by default one is left out, and its rows tell what else teaches it.
-# --plan=true turns off everything that departs from the plan (README): same sizes, same steps.
+# --plan=true turns off everything that departs from the plan (README), all families constructed: same sizes, same steps.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=out seed=0 complexity=1 leave_out=count plan=false
@@ -12,8 +12,8 @@ for option in "$@"; do
         --seed=*) seed=${option#*=} ;;
         --complexity=*) complexity=${option#*=} ;;
         --leave_out=*) leave_out=${option#*=} ;;
-        --plan=*) plan=${option#*=} ;;
-        *) echo "error: runs/cpu.sh knows --out=, --seed=, --complexity=, --leave_out= and --plan=, not $option" >&2; exit 2 ;;
+        --plan=true|--plan=false) plan=${option#*=} ;;
+        *) echo "error: runs/cpu.sh knows --out=, --seed=, --complexity=, --leave_out= and --plan=true, not $option" >&2; exit 2 ;;
     esac
 done
 python - <<'PYTHON' || exit 2
@@ -34,9 +34,9 @@ p2_steps=2000 p4_steps=1000
 if [ "$complexity" -gt 1 ]; then p2_steps=4500 p4_steps=1500; fi    # the stages come twice
 if [ "$plan" = true ]; then
     priors="--lambda_common=0 --lambda_lattice=0"
-    p1="--prior_gate=0 --simple_share=0" reading="--lambda_rec=0 --canvas_noise=0"
+    p1="--prior_gate=0 --prior_ramp=0 --simple_share=0" reading="--lambda_rec=0 --canvas_noise=0"
     contrast="--staged=false --pyramid=false --mine_every=0" anchors="--anchors=false" words="--paraphrase_share=0"
-    pairs="--mine_pairs=false" lattice=""
+    pairs="--mine_pairs=false" lattice="" family="--leave_out="
 fi
 
 python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=20000 --vocab_size=1024 --query_grid=8 --patch=4 \
