@@ -673,8 +673,6 @@ class Corpus:
 
         stage: of P2, 1 to 3. negatives: K - 1. leave_out: a family, or ''. pairs (P, 2): scenes that belong together,
         to fill three quarters of the batch. among: the scenes to draw from, if not all."""
-        if leave_out not in ('', *FAMILIES):
-            runtime.fail(f'--leave_out={leave_out}: expects nothing or one of {", ".join(FAMILIES)}')
         scenes, generator = self.draw(n, seed, step, among)
         if pairs is not None:
             some = pairs[torch.randperm(len(pairs), generator=generator)[:3 * n // 8]]    # (3n/8, 2), or all there are
@@ -733,6 +731,12 @@ def spread(index, each, k):
     turn = torch.arange(m, device=index.device)[:, None]
     return (torch.arange(len(index), device=index.device) * each
             + (index + turn * (each // m)) % each).flatten()   # (m*n,)
+
+
+def check_family(leave_out):
+    """SystemExit(2), after one line, if leave_out is neither '' nor a family of counterfactuals."""
+    if leave_out not in ('', *FAMILIES):
+        runtime.fail(f'--leave_out={leave_out}: expects nothing or one of {", ".join(FAMILIES)}')
 
 
 def _folder(config):

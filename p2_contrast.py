@@ -247,6 +247,7 @@ def main():
     if staged and (negatives == 0 or leave_out == 'argument swap'):
         runtime.fail('the stages end when argument swaps are told apart: use --negatives=2 and train on them, '
                      'or --staged=false')
+    data.check_family(leave_out)
     run = runtime.start('p2', config)
     previous = runtime.inherit(run, init_from, 'p1', 'python p1_canvas.py')
     arch = previous['arch'] | {'z_dim': z_dim, 'readout_hidden': readout_hidden, 'pyramid': pyramid}

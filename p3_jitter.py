@@ -133,6 +133,7 @@ def gate(metrics, before, evaluations):
 
 
 def main():
+    data.check_family(leave_out)
     run = runtime.start('p3', config)
     previous = runtime.inherit(run, init_from, 'p2', 'python p2_contrast.py')
     arch = previous['arch']

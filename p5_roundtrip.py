@@ -267,6 +267,7 @@ def gate(ways, metrics, evaluations, checked):
 
 
 def main():
+    data.check_family(leave_out)
     run = runtime.start('p5', config)
     previous = runtime.inherit(run, init_from, 'p4', 'python p4_decoder.py')
     arch = previous['arch']
