@@ -41,7 +41,9 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
             assert f'--init_from={run.before}' in run.command
     words = {(run.name, run.phase): run.command for run in queue}
     assert '--lambda_copy=0' in words['copy suppression', 'p5'] and '--jitter_prob=0' in words['jitter', 'p3']
-    assert '--jitter_prob=0' not in words['jitter', 'p4'] and '--lr_steps=1000' in words['tv', 'p2']
+    assert '--jitter_prob=0' not in words['jitter', 'p4']
+    (steps,) = [word for word in words['tv', 'p2'] if word.startswith('--max_steps=')]
+    assert steps.replace('max', 'lr') in words['tv', 'p2'], 'the cosine ends with the run'
     assert words['tv', 'p1'].index('--lambda_tv=0') > words['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
 
 
