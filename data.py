@@ -733,6 +733,13 @@ def spread(index, each, k):
             + (index + turn * (each // m)) % each).flatten()   # (m*n,)
 
 
+def check_tokenizer(tokenizer, checkpoint):
+    """SystemExit(2), after one line, if the nets of a checkpoint have learnt other token ids."""
+    if checkpoint['extra']['tokenizer'] != tokenizer.state():
+        runtime.fail('the checkpoint has learnt other token ids: the corpus or data.py has changed since; start again '
+                     'with p1_canvas.py')
+
+
 def check_family(leave_out):
     """SystemExit(2), after one line, if leave_out is neither '' nor a family of counterfactuals."""
     if leave_out not in ('', *FAMILIES):
@@ -908,9 +915,8 @@ def load(config, run=None, checkpoint=None):
     if run is not None:
         runtime.barrier(run)
     tokenizer = Tokenizer.load(json.loads((folder / 'tokenizer.json').read_text()))
-    if checkpoint and checkpoint['extra']['tokenizer'] != tokenizer.state():
-        runtime.fail(f'the tokenizer in {folder} is not that of the checkpoint: the corpus or data.py has changed since; '
-                     'start again with p1_canvas.py')
+    if checkpoint:
+        check_tokenizer(tokenizer, checkpoint)
     splits = {}
     for split in SPLITS:
         if (folder / f'{split}.npz').exists():

@@ -225,8 +225,8 @@ def main():
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema)
-    if state and state['extra']['tokenizer'] != tokenizer.state():
-        runtime.fail(f'{run.checkpoint} has learnt other token ids: the corpus or data.py has changed since')
+    if state:
+        data.check_tokenizer(tokenizer, state)
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations = extra.get('evaluations', [])
     came_in = extra.get('came_in', None if lambda_rec and prior_gate else 0)      # step at which the priors came in

@@ -312,8 +312,8 @@ class Run:
         """Append {'step': step, 'prefix/name': value, ...} to `metrics.jsonl` (rank 0).
 
         values: name -> number, or tensor of any shape (a vector becomes a list); all tensors cost one device sync.
-        With prefix 'train' every rank must call it: tensors are averaged over the ranks, and check() is called.
-        With another prefix a value that is not finite is written as null.
+        With prefix 'train' every rank must call it: tensors are averaged over the ranks, and a NaN or infinity, in
+        these values or in those that watch() saw, raises SystemExit(1) after one line. With another prefix a value that is not finite is written as null.
         """
         if prefix == 'train':
             self.check()
@@ -326,6 +326,9 @@ class Run:
             parts = flat.cpu().split([value.numel() for value in tensors.values()])
             values = {**values, **{name: part.view(tensors[name].shape) for name, part in zip(tensors, parts)}}
         values = plain(values)
+        bad = [f'{name} is {value}' for name, value in values.items() if finite(value) != value]
+        if prefix == 'train' and bad:
+            fail(f'step {step}: {", ".join(bad)}; last good checkpoint: {self.last_good()}', status=1)
         if not self.master:
             return
         if prefix == 'train' and 'loss' in values:

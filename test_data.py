@@ -457,6 +457,13 @@ def unicode_texts():
                 '\ud800', 'a\0b\r\nc\x85d')
 
 
+def test_nets_that_learnt_other_token_ids_are_refused(tokenizer, capsys):
+    data.check_tokenizer(tokenizer, {'extra': {'tokenizer': tokenizer.state()}})
+    with pytest.raises(SystemExit) as stop:
+        data.check_tokenizer(tokenizer, {'extra': {'tokenizer': tokenizer.state()[:-1]}})
+    assert stop.value.code == 2 and 'other token ids' in capsys.readouterr().err
+
+
 def test_tokenizer_round_trip(tokenizer):
     rand = random.Random(6).random
     for _ in range(300):

@@ -320,6 +320,8 @@ def test_log_writes_one_line_a_call(tmp_path):
 def test_a_training_term_that_is_not_finite_stops_the_run(tmp_path, capsys):
     run, nets, optimizer, ema = trained(tmp_path)
     values = {'loss': torch.tensor(float('nan')), 'tv': torch.tensor(1.0), 'cov': torch.tensor(float('inf')), 'lr': 1.0}
+    line = stops(capsys, run.log, 8, values | {'cov': float('inf')}, 'train', status=1)      # nobody watched
+    assert 'step 8: loss is nan, cov is inf; last good checkpoint: none yet' in line and 'tv' not in line
     run.watch(8, values)
     with pytest.raises(SystemExit):          # no checkpoint of a step that went wrong
         runtime.save(run, 9, nets, optimizer, ema, metrics={}, arch={})
