@@ -7,15 +7,17 @@ product (m, k) x (k, n) that forward and backward really do, 2 x kernel x in x o
 all else (softmax, norms, FFTs, the optimizer) counts as none, so the fraction is what the products alone account for.
 The peak is the median rate of a 4096-cubed product (2048 on a CPU) in the phase's dtype, taken between the steps.
 
-Writes: out_dir/steps_<size>.json or canvases.json; prints a table
+Writes: out_dir/steps_<size>.json or <what>.json; prints a table
     python bench.py                        # steps at the sizes of runs/cpu.sh
     python bench.py --size=full            # at the plan's size, batch 4 on a CPU
     python bench.py --what=ranks           # the same P1 step on one process and on two
     python bench.py --what=memory          # peak memory of P2 against batch size, by gradient caching
     python bench.py --what=canvases        # 32x32x6 against 48x48x8, full-size encoder
+    python bench.py --what=corpus          # memory and time of corpora of your own, up to 10 million sentences
 """
 import json
 import os
+import random
 import resource
 import runpy
 import socket
@@ -37,18 +39,19 @@ import priors
 import runtime
 
 out_dir = 'out/bench'
-what = 'steps'            # steps, ranks, memory or canvases
+what = 'steps'            # steps, ranks, memory, canvases or corpus
 size = 'cpu'              # of steps: cpu, the sizes of runs/cpu.sh; full, the plan's
 phases = 'p1,p2,p3,p4,p5,p6'   # of steps; each needs those before it
 steps = 7                 # timed steps of each phase; the table has their median
+sentences = 10_000_000    # of corpus: of the largest; the others have a tenth and a hundredth
 device = 'auto'           # cuda, mps or cpu
 config = runtime.configure(globals())
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = p7_ablate.SCRIPTS | {'p6': 'p6_diffusion.py'}
-P6 = '--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64 --unet_steps=0'        # the rest is P5's
+P6 = '--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64'        # the rest is P5's
 FULL_ON_A_CPU = {phase: '--batch_size=4' for phase in SCRIPTS} | {
-    'p5': '--batch_size=4 --generated=4', 'p6': '--batch_size=4 --unet_batch=4 --buffer_size=64 --unet_steps=0'}
+    'p5': '--batch_size=4 --generated=4', 'p6': '--batch_size=4 --unet_batch=4 --buffer_size=64'}
 KINDS = {                 # operators by what they are for; the first fitting word decides
     'matrix products': ('mm', 'bmm', 'linear'), 'convolutions': ('conv',), 'softmax': ('softmax',),
     'FFT': ('fft',), 'norms': ('norm',), 'optimizer': ('adam', 'foreach', 'Optimizer'),
@@ -336,14 +339,66 @@ def bench_canvases(on_a_gpu):
     return rows
 
 
+def write_corpus(path, n):
+    """n sentences of the grammar, a line each, in a stream; some come twice."""
+    rand = random.Random(0).random
+    with open(path, 'w', encoding='utf-8') as file:
+        for _ in range(n):
+            file.write(data.render(data.sample_scene(rand, 1), rand) + '\n')
+
+
+def measure_corpus(path, batches=200):
+    """Prepare a corpus and draw batches of 256 from it, in this process: seconds, peak memory after either, bytes."""
+    setting = {'corpus': path, 'num_scenes': 0, 'complexity': 1, 'simple_share': 0.5, 'data_seed': 0,
+               'vocab_size': 1024, 'max_length': 64}
+
+    def resident():
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    before, began = resident(), time.perf_counter()
+    train = data.load(setting)[0]['train']
+    prepared, seconds = resident(), time.perf_counter() - began
+    began = time.perf_counter()
+    for step in range(batches):
+        scenes, generator = train.draw(256, 0, step)
+        train.take(scenes, 0 * scenes, train.renderings(scenes, 0 * scenes, generator)[0])
+    stored = sum(file.stat().st_size for file in data._folder(setting).iterdir())
+    return {'sentences': len(train.starts) - 1, 'seconds': seconds, 'before': before, 'prepared': prepared,
+            'drawn': resident(), 'batch': (time.perf_counter() - began) / batches, 'stored': stored}
+
+
+def bench_corpus():
+    """A corpus of one's own, ten times and a hundred times larger: MiB of resident memory (mapped files counted in),
+    the time of preparing it and of a batch; then a few steps of P1 on the largest, interrupted and resumed."""
+    folder, rows = Path(out_dir).resolve() / 'corpus', []
+    folder.mkdir(parents=True, exist_ok=True)
+    print('  sentences  prepared in   on disk   MiB of the empty process  after preparing  after 200 batches  a batch')
+    for n in (sentences // 100, sentences // 10, sentences):
+        path = folder / f'{n}.txt'
+        if not path.exists():
+            write_corpus(path, n)
+        row = in_a_process(f'measure_corpus({str(path)!r})', folder)
+        rows.append(row)
+        print(row if isinstance(row, str) else
+              f"{row['sentences']:11,d}{row['seconds']:11.0f} s{row['stored'] / 2 ** 20:6.0f} MiB{row['before']:27.0f}"
+              f"{row['prepared']:17.0f}{row['drawn']:19.0f}{1e3 * row['batch']:6.1f} ms", flush=True)
+    for more in ('--max_steps=4', '--max_steps=8 --resume=true'):
+        words = f'--corpus={path} --out_dir=p1 --lr_steps=8 --log_every=1 --eval_every=100 {words_of("p1", False)} {more}'
+        done = subprocess.run([sys.executable, str(HERE / 'p1_canvas.py'), *words.split()], cwd=folder, text=True,
+                              capture_output=True)
+        lines = (folder / 'p1/metrics.jsonl').read_text().splitlines() if done.returncode == 0 else [done.stderr]
+        print(f'p1_canvas.py {more}: status {done.returncode}; {lines[-1][:100]}', flush=True)
+    return rows
+
+
 def main():
-    if what not in ('steps', 'ranks', 'memory', 'canvases') or size not in ('cpu', 'full'):
-        runtime.fail(f'--what={what} --size={size}: expects steps, ranks, memory or canvases, and cpu or full')
-    if not set(phases.split(',')) <= set(SCRIPTS) or steps < 1:
-        runtime.fail(f'--phases={phases} --steps={steps}: expects phases such as p1,p2 and at least one step')
+    if what not in ('steps', 'ranks', 'memory', 'canvases', 'corpus') or size not in ('cpu', 'full'):
+        runtime.fail(f'--what={what} --size={size}: expects steps, ranks, memory, canvases or corpus, and cpu or full')
+    if not set(phases.split(',')) <= set(SCRIPTS) or steps < 1 or sentences < 10_000:
+        runtime.fail(f'--phases={phases} --steps={steps} --sentences={sentences}: expects phases such as p1,p2, at '
+                     'least one step and 10000 sentences')
     on_a_gpu = runtime.find_device(device).type == 'cuda'
     rows = {'steps': lambda: bench_steps(on_a_gpu), 'ranks': bench_ranks, 'memory': lambda: bench_memory(on_a_gpu),
-            'canvases': lambda: bench_canvases(on_a_gpu)}[what]()
+            'canvases': lambda: bench_canvases(on_a_gpu), 'corpus': bench_corpus}[what]()
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     runtime.write_json(Path(out_dir) / (f'steps_{size}.json' if what == 'steps' else f'{what}.json'), rows)
 

@@ -9,6 +9,7 @@ Reads:  nothing, or --corpus=FILE.txt / FILE.jsonl     Writes: out/data/<key>/ (
     python data.py --num=1000 --out=sentences.txt     # write 1000 sentences (or --out=FILE.jsonl with paraphrases)
 """
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -26,6 +27,7 @@ import numpy as np
 import rustbpe
 import tiktoken
 import torch
+from tqdm import tqdm
 
 import runtime
 
@@ -569,62 +571,83 @@ NOVEL_COLOUR = {shape: colour for colour, shape in HELD_OUT_PAIRS}
 
 
 def render_split(split, scenes, seed):
-    """-> (lines, count (S, F), meanings (S, F)): for each scene and each of its counterfactuals the canonical and the
-    free renderings, in order. count 0 marks a family that does not apply; its lines are empty."""
+    """Rows (groups, meanings, things) of a split, a scene each: for the scene and each of its counterfactuals the
+    canonical and the free renderings, in order (none where a family does not apply) and the meaning (0 there), and how
+    many things there are."""
     rand = random.Random(f'render {split} {seed}').random
     patterns = (HELD_OUT_CLAUSES, HELD_OUT_WHOLE) if split == 'template' else (CLAUSES, WHOLE)
     home = 'train' if split == 'train' else 'held-out'
-    per = CANONICAL_RENDERINGS + FREE_RENDERINGS
-    lines = []
-    count = np.zeros((len(scenes), len(VARIANTS)), np.uint8)
-    meanings = np.zeros((len(scenes), len(VARIANTS)), np.int64)
-    for s, scene in enumerate(scenes):
-        for f, family in enumerate(VARIANTS):
-            variant = scene if f == 0 else allowed_counterfactual(scene, family, rand, home)
-            if variant is None:
-                lines += [''] * per
-                continue
-            count[s, f], meanings[s, f] = per, meaning(variant)
-            lines += [canonical(variant, rand) for _ in range(CANONICAL_RENDERINGS)]
-            lines += [render(variant, rand, *patterns) for _ in range(FREE_RENDERINGS)]
-    return lines, count, meanings
+    for scene in scenes:
+        groups, meanings = [], []
+        for family in VARIANTS:
+            variant = scene if family == 'scene' else allowed_counterfactual(scene, family, rand, home)
+            groups.append([] if variant is None else
+                          [canonical(variant, rand) for _ in range(CANONICAL_RENDERINGS)]
+                          + [render(variant, rand, *patterns) for _ in range(FREE_RENDERINGS)])
+            meanings.append(0 if variant is None else meaning(variant))
+        yield groups, meanings, len(scene.things)
 
 
-def _pack(lines, count, tokenizer, max_length):
-    """Lines -> tokens (S, F, R, T) uint16 and lengths (S, F, R) int16; T a multiple of 8 or max_length."""
-    S, F = count.shape
-    flat, lengths = tokenizer.encode_lines(lines)
-    empty = np.array([not line for line in lines])
-    ends = np.cumsum(lengths)
-    lengths = np.where(empty, 0, lengths)
-    if lengths.max() > max_length:
-        runtime.fail(f'a sentence has {lengths.max()} tokens, more than max_length {max_length}: '
-                     f'{lines[int(lengths.argmax())][:60]!r}')
-    T = min(max_length, -(-int(lengths.max()) // 8) * 8)
-    column = np.arange(T)
-    starts = (ends - np.where(empty, 1, lengths))[:, None]
-    inside = column < lengths[:, None]
-    x = np.where(inside, flat[np.minimum(starts + column, len(flat) - 1)], PAD).astype(np.uint16)
-    return x.reshape(S, F, -1, T), lengths.astype(np.int16).reshape(S, F, -1)
+# The files of a split, <split>.<name>: flat arrays that grow while the corpus is read and are memory-mapped in training.
+ARRAYS = {
+    'tokens': np.int16,        # of all sentences, one after the other, each closed by EOS
+    'starts': np.int64,        # (N + 1,): where a sentence begins; the last one: where the tokens end
+    'first': np.int64,         # (S, F): the first sentence of a variant
+    'count': np.uint8,         # (S, F): how many it has, one after the other; 0 where the family does not apply
+    'meanings': np.int64,      # (S, F): equal for the same meaning, 0 where there is none
+    'things': np.uint8}        # (S,): in the scene; 0 if not known
+
+
+def write_split(path, rows, tokenizer, max_length, bar=None):
+    """Write rows to path.<array> by the thousand, so that memory does not grow with the corpus; -> sentences written.
+    SystemExit(2), after one line, at a sentence of more than max_length tokens."""
+    sentences, total = 0, 0
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(f'{path}.{name}', 'wb')) for name in ARRAYS}
+        np.zeros(1, ARRAYS['starts']).tofile(files['starts'])
+        while chunk := list(itertools.islice(rows, 1000)):
+            groups, meanings, things = zip(*chunk)
+            lines = [line for row in groups for group in row for line in group]
+            tokens, lengths = tokenizer.encode_lines(lines)
+            if lengths.max() > max_length:
+                runtime.fail(f'a sentence has {lengths.max()} tokens, more than max_length {max_length}: '
+                             f'{lines[int(lengths.argmax())][:60]!r}')
+            count = np.array([[len(group) for group in row] for row in groups])
+            first = sentences + count.cumsum().reshape(count.shape) - count
+            for name, values in (('tokens', tokens), ('starts', total + lengths.cumsum()), ('first', first),
+                                 ('count', count), ('meanings', meanings), ('things', things)):
+                np.asarray(values).astype(ARRAYS[name]).tofile(files[name])
+            sentences, total = sentences + len(lines), total + len(tokens)
+            if bar is not None:
+                bar.update(len(chunk))
+    return sentences
+
+
+def read_array(path, name):
+    """An array of write_split, memory-mapped: a page is read when a step first asks for it, and what training does to
+    it stays in memory."""
+    array = np.memmap(f'{path}.{name}', ARRAYS[name], 'c')
+    return torch.from_numpy(array.reshape(-1, len(VARIANTS)) if name in ('first', 'count', 'meanings') else array)
 
 
 class Corpus:
-    """One split on the device. Variant 0 is the scene itself, the others its counterfactuals in the order of FAMILIES;
-    a variant has `count` renderings, the first `canonical` of them in canonical form. Drawing is a pure function of
-    (seed, step): every rank draws the whole batch's indices and takes its own rows.
+    """One split. Variant 0 is the scene itself, the others its counterfactuals in the order of FAMILIES; a variant has
+    `count` renderings, the first `canonical` of them in canonical form. Drawing is a pure function of (seed, step):
+    every rank draws the whole batch's indices and takes its own rows.
 
-    tokens (S, F, R, T) int16 on the device; count (S, F) on the host; meanings (S, F) int64 on the device; fewest:
-    indices of the scenes of the fewest things; others: of the rest, None if there is none."""
+    The arrays of write_split, memory-mapped on the host but for meanings and, up to 2 GiB, tokens, which are on the
+    device. fewest: indices of the scenes of the fewest things; others: of the rest, None if there is none."""
 
-    def __init__(self, arrays, device):
-        self.tokens = torch.from_numpy(arrays['tokens'].astype(np.int16)).to(device)
-        self.lengths = torch.from_numpy(arrays['lengths'])
-        self.count = torch.from_numpy(arrays['count'])
-        self.meanings = torch.from_numpy(arrays['meanings']).to(device)
-        self.canonical, things = int(arrays['canonical']), torch.from_numpy(arrays['things'])
+    def __init__(self, path, canonical, max_length, device):
+        self.tokens, self.starts, self.first, self.count, meanings, things = (read_array(path, name) for name in ARRAYS)
+        self.meanings = meanings.to(device)
+        if self.tokens.nbytes <= 2 << 30:
+            self.tokens = self.tokens.to(device)
         self.fewest, others = (torch.nonzero(which)[:, 0] for which in (things == things.min(), things > things.min()))
         self.others = others if len(others) else None
-        self.size, self.width, self.device = len(self.count), self.tokens.shape[-1], device
+        longest = int(self.starts.diff().max())
+        self.width = min(max_length, -(-longest // 8) * 8)
+        self.size, self.canonical, self.device = len(self.count), canonical, device
 
     def draw(self, n, seed, step, among=None):
         """n random scenes, of all or of the indices `among` -> (scenes (n,), generator for whatever else the step
@@ -690,10 +713,14 @@ class Corpus:
     def take(self, scenes, variants, renderings):
         """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8. The three indices
         broadcast."""
-        longest = max(1, int(self.lengths[scenes, variants, renderings].max()))       # all may be empty in your corpus
-        width = min(self.width, -(-longest // 8) * 8)
-        index = [i.to(self.device, non_blocking=True) for i in (scenes, variants, renderings)]
-        return self.tokens[index[0], index[1], index[2], :width].long()
+        there = self.count[scenes, variants] > 0
+        row = (self.first[scenes, variants] + renderings) * there                     # what is not there: no token
+        start, length = self.starts[row], (self.starts[row + 1] - self.starts[row]) * there
+        longest = max(1, int(length.max()))                                           # all may be empty in your corpus
+        column = torch.arange(min(self.width, -(-longest // 8) * 8), device=self.tokens.device)
+        start, length = (t[..., None].to(self.tokens.device, non_blocking=True) for t in (start, length))
+        x = self.tokens[(start + column).clamp(max=len(self.tokens) - 1)].long() * (column < length)   # PAD is 0
+        return x.to(self.device, non_blocking=True)
 
     def fixed(self, n=None, variant=0, rendering=-1, among=None):
         """One sentence of each of the first n scenes, of all or of the indices `among`, always the same: (n, T')."""
@@ -759,9 +786,13 @@ def _folder(config):
     return Path('out/data') / f"{name}_v{config['vocab_size']}_t{config['max_length']}_{source:08x}"
 
 
+TOKENIZER_LINES = 200_000     # what BPE is trained on, at most
+
+
 def prepare(folder, config, say=print):
-    """Render (or read) the corpus, train the tokenizer, write arrays.npz, tokenizer.json and eval_pack.jsonl. The
-    folder appears under its name only when it is complete."""
+    """Render (or read) the corpus, train the tokenizer, write the arrays, tokenizer.json and eval_pack.jsonl. The
+    folder appears under its name only when it is complete. Memory grows by the scenes, or by some 50 bytes a line of a
+    corpus of your own, never by the sentences."""
     began = time.time()
     if not 256 + SPECIALS <= config['vocab_size'] <= 32768:
         runtime.fail(f"--vocab_size={config['vocab_size']}: expects {256 + SPECIALS} (the single bytes and {SPECIALS} "
@@ -769,29 +800,37 @@ def prepare(folder, config, say=print):
     if config['corpus']:
         parts = read_corpus(config['corpus'], say)
     else:
-        sizes = {split: HELD_OUT_SIZE for split in SPLITS} | {'train': config['num_scenes']}
-        parts, scenes = {}, {}
+        parts, val = {}, []
         for split in SPLITS:
-            known = parts['val'][2].ravel().tolist() if split == 'test' else ()       # nothing a choice was made on
-            scenes[split] = scenes_of(split, sizes[split], config['complexity'], config['data_seed'], known)
+            scenes = scenes_of(split, config['num_scenes'] if split == 'train' else HELD_OUT_SIZE, config['complexity'],
+                               config['data_seed'], [id for _, meanings, _ in val for id in meanings]
+                               if split == 'test' else ())                            # nothing a choice was made on
             if split == 'train' and config['complexity'] > 1:
-                scenes[split] = mix_in_simpler(scenes[split], config)
-            parts[split] = (*render_split(split, scenes[split], config['data_seed']),
-                            np.array([len(scene.things) for scene in scenes[split]], np.uint8), CANONICAL_RENDERINGS)
-        seen = set(parts['train'][2][parts['train'][1] > 0].tolist())
-        for split in SPLITS[1:]:
-            shared = seen & set(parts[split][2][parts[split][1] > 0].tolist())
-            say(f'{split}: {sizes[split]} scenes and their counterfactuals; shared with train: {len(shared)}')
-    tokenizer = Tokenizer.train(itertools.islice(filter(None, parts['train'][0]), 200_000), config['vocab_size'])
+                scenes = mix_in_simpler(scenes, config)
+            parts[split] = render_split(split, scenes, config['data_seed'])
+            if split == 'val':
+                parts[split] = val = [*parts[split]]
+    head = []                                # of the training rows: what the tokenizer learns from
+    while sum(len(group) for groups, *_ in head for group in groups) < TOKENIZER_LINES and (
+            more := [*itertools.islice(parts['train'], 1000)]):
+        head += more
+    lines = (line for groups, *_ in head for group in groups for line in group)
+    tokenizer = Tokenizer.train(itertools.islice(lines, TOKENIZER_LINES), config['vocab_size'])
     temporary = Path(f'{folder}.{os.getpid()}.tmp')
     temporary.mkdir(parents=True)
     try:
-        for split, (lines, count, meanings, things, canonical_count) in parts.items():
-            tokens, lengths = _pack(lines, count, tokenizer, config['max_length'])
-            np.savez(temporary / f'{split}.npz', tokens=tokens, lengths=lengths, count=count, meanings=meanings,
-                     things=things, canonical=canonical_count)
+        write_eval_pack(temporary / 'eval_pack.jsonl', parts['val'])
+        sentences = 0
+        with tqdm(desc='writing', unit=' scenes', leave=False, disable=None) as bar:
+            for split, rows in parts.items():
+                rows = itertools.chain(head, rows) if split == 'train' else iter(rows)
+                sentences += write_split(temporary / split, rows, tokenizer, config['max_length'], bar)
+        if not config['corpus']:
+            meanings = {split: read_array(temporary / split, 'meanings').unique() for split in parts}
+            for split in SPLITS[1:]:
+                shared = torch.isin(meanings[split][meanings[split] > 0], meanings['train']).sum()
+                say(f'{split}: {HELD_OUT_SIZE} scenes and their counterfactuals; shared with train: {shared}')
         (temporary / 'tokenizer.json').write_text(json.dumps(tokenizer.state()))
-        write_eval_pack(temporary / 'eval_pack.jsonl', *parts['val'][:2])
         try:
             temporary.rename(folder)
         except OSError:                      # another process was faster and wrote the same
@@ -799,71 +838,90 @@ def prepare(folder, config, say=print):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    lines = sum(map(len, (part[0] for part in parts.values())))
-    say(f'prepared {folder}: {lines} sentences, {tokenizer.size} tokens in the vocabulary, {time.time() - began:.0f} s')
+    say(f'prepared {folder}: {sentences} sentences, {tokenizer.size} tokens in the vocabulary, '
+        f'{time.time() - began:.0f} s')
 
 
-def write_eval_pack(path, lines, count):
+def write_eval_pack(path, rows):
     """The held-out paraphrases and counterfactuals as text, one scene a line: what every evaluation runs on."""
-    per = len(lines) // count.size
     with open(path, 'w', encoding='utf-8') as file:
-        for s in range(len(count)):
-            of = [[line for line in lines[(s * count.shape[1] + f) * per:][:per] if line]
-                  for f in range(count.shape[1])]
-            file.write(json.dumps({'original': of[0][0], 'paraphrases': of[0][1:], 'counterfactuals':
-                                   {name: group for name, group in zip(FAMILIES, of[1:]) if group}}) + '\n')
+        for (original, *paraphrases), *groups in (groups for groups, *_ in rows):
+            file.write(json.dumps({'original': original, 'paraphrases': paraphrases, 'counterfactuals':
+                                   {name: group for name, group in zip(FAMILIES, groups) if group}}) + '\n')
+
+
+HELD_OUT_LINES = 10_000       # of a corpus of your own, at most
+MOST_RENDERINGS = 8
 
 
 def read_corpus(path, say=print):
-    """A corpus of your own -> {'train': (lines, count, meanings, things, 0), 'val': ...}; every tenth original is held
-    out. A held-out sentence and its paraphrases are taken out of training wherever they come again, as paraphrase or
-    counterfactual too, and are held out once.
+    """A corpus of your own -> {'train': iterator of rows, 'val': list of rows}, rows as of render_split; every tenth
+    original is held out, or as many as make 10,000. A held-out sentence and its paraphrases are taken out of training
+    wherever they come again, as paraphrase or counterfactual too, and are held out once.
 
     .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or
-    {family: [str]}}; the last two may be missing. Read line by line; a bad line is reported with its number and left
-    out. Originals that are equal after normalisation count as one meaning. SystemExit(2) when nothing is left."""
-    rows, bad = [], []
+    {family: [str]}; the last two may be missing. Read line by line, three times, and never held in memory; a bad line
+    is reported with its number and left out. Originals that are equal after normalisation count as one meaning.
+    SystemExit(2) when nothing is left."""
+    good, bad = 0, 0
+
+    def key(number, raw):
+        """The hash of a line's original, 0 for a blank or a bad line."""
+        nonlocal good, bad
+        try:
+            groups = _parse_line(raw.decode('utf-8'), path)
+        except ValueError as error:
+            bad += 1
+            if bad <= 10:
+                say(f'bad line left out: {path}:{number}: {error}')
+            return 0
+        good += groups is not None
+        return sentence_id(groups[0][0]) if groups else 0
+
+    def rows(wanted):
+        """The rows of the lines that are wanted (an iterable of booleans), parsed again."""
+        with open(path, 'rb') as file:
+            for raw in itertools.compress(file, wanted):
+                groups = [group[:MOST_RENDERINGS] for group in _parse_line(raw.decode('utf-8'), path)]
+                yield groups + [[]] * (len(VARIANTS) - len(groups))
+
+    def as_row(groups):
+        return groups, [sentence_id(group[0]) if group else 0 for group in groups], 0
+
+    def train():
+        taken = 0
+        for groups in rows(free):
+            seen = [[sentence for sentence in group if sentence not in secret] for group in groups]
+            taken += sum(map(len, groups)) - sum(map(len, seen))
+            if seen[0]:
+                yield as_row(seen)
+        if taken:
+            say(f'{taken} sentences taken out of training because they are held out')
+
     try:
         with open(path, 'rb') as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    row = _parse_line(raw.decode('utf-8'), path)
-                    if row:
-                        rows.append(row)
-                except ValueError as error:
-                    bad.append(f'{path}:{number}: {error}')
+            keys = np.fromiter((key(number, raw) for number, raw in enumerate(file, start=1)), np.int64)
     except OSError as error:
         runtime.fail(f'--corpus={path}: {error.strerror}')
-    for line in bad[:10]:
-        say(f'bad line left out: {line}')
-    if len(bad) > 10:
-        say(f'... and {len(bad) - 10} more bad lines')
-    home, held_out = {}, {}                  # original -> is it held out?, original -> its row if it is
-    for row in rows:
-        if home.setdefault(row[0][0], len(home) % 10 == 0):
-            held_out.setdefault(row[0][0], row)
-    if len(home) < 20:
-        runtime.fail(f'--corpus={path}: only {len(home)} different good sentences on {len(rows) + len(bad)} lines; '
+    if bad > 10:
+        say(f'... and {bad - 10} more bad lines')
+    different, line = np.unique(keys, return_index=True)
+    line = np.sort(line[different != 0])                       # where each original comes first
+    if len(line) < 20:
+        runtime.fail(f'--corpus={path}: only {len(line)} different good sentences on {good + bad} lines; '
                      'at least 20 are needed')
-    secret = {sentence for row in held_out.values() for sentence in row[0]}
-    seen = [[[s for s in group if s not in secret] for group in row] for row in rows if not home[row[0][0]]]
-    parts, of = {}, {'train': [row for row in seen if row[0]], 'val': [*held_out.values()]}
-    taken = sum(s in secret for row in rows if not home[row[0][0]] for group in row for s in group)
-    if taken:
-        say(f'{taken} sentences taken out of training because they are held out')
-    per = min(8, max(len(group) for row in rows for group in row))
-    for split, mine in of.items():
-        count = np.zeros((len(mine), len(VARIANTS)), np.uint8)
-        meanings = np.zeros((len(mine), len(VARIANTS)), np.int64)
-        lines = []
-        for s, row in enumerate(mine):
-            for f in range(len(VARIANTS)):
-                group = row[f][:per] if f < len(row) else []
-                count[s, f] = len(group)
-                meanings[s, f] = zlib.crc32(group[0].encode()) if group else 0
-                lines += group + [''] * (per - len(group))
-        parts[split] = lines, count, meanings, np.zeros(len(mine), np.uint8), 0      # how many things is not known
-    return parts
+    line = line[::max(10, -(-len(line) // HELD_OUT_LINES))]
+    wanted, held_out = np.zeros(len(keys), bool), np.sort(keys[line])
+    wanted[line] = True
+    free = (keys != 0) & (held_out[np.searchsorted(held_out, keys).clip(max=len(line) - 1)] != keys)
+    val = [as_row(groups) for groups in rows(wanted)]
+    secret = {sentence for groups, *_ in val for group in groups for sentence in group}
+    return {'train': train(), 'val': val}
+
+
+def sentence_id(text):
+    """What equal sentences share and others do not: 64 bits, never 0."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little', signed=True) or 1
 
 
 def _parse_line(text, path):
@@ -919,9 +977,9 @@ def load(config, run=None, checkpoint=None):
         check_tokenizer(tokenizer, checkpoint)
     splits = {}
     for split in SPLITS:
-        if (folder / f'{split}.npz').exists():
-            with np.load(folder / f'{split}.npz') as arrays:
-                splits[split] = Corpus(arrays, device)
+        if (folder / f'{split}.tokens').exists():
+            splits[split] = Corpus(folder / split, 0 if config['corpus'] else CANONICAL_RENDERINGS,
+                                   config['max_length'], device)
     splits.setdefault('test', splits['val'])
     return splits, tokenizer
 
@@ -970,7 +1028,7 @@ def main():
                               'simple_share': simple_share, 'data_seed': seed, 'vocab_size': vocab_size,
                               'max_length': 64 if complexity < 3 else 80})
     for split, part in splits.items():
-        lengths = part.lengths[part.lengths > 0].float()
+        lengths = part.starts.diff().float()
         print(f'{split:12s} {part.size:7d} scenes, {len(lengths):8d} sentences, '
               f'{lengths.mean():.1f} tokens on average, {int(lengths.max())} at most')
     print(f'vocabulary   {tokenizer.size} tokens of at most {vocab_size}: training stops when no pair repeats')

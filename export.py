@@ -123,12 +123,12 @@ def pack_sentences(arch, scenes):
     """The sentences of the map: those of the montage, then two of each of the first held-out scenes, one in canonical
     and one in free words (of a corpus of one's own: its held-out lines)."""
     if arch['corpus']:
-        return list(dict.fromkeys(filter(None, data.read_corpus(arch['corpus'])['val'][0])))[:2 * scenes]
-    lines, count, _ = data.render_split('val', data.scenes_of('val', scenes, arch['complexity'], arch['data_seed']),
-                                        arch['data_seed'])
-    per, free = len(lines) // count.size, data.CANONICAL_RENDERINGS
-    first = range(0, len(lines), per * count.shape[1])
-    return list(dict.fromkeys([*data.EVAL_SENTENCES, *(lines[i + k] for i in first for k in (0, free))]))
+        rows = data.read_corpus(arch['corpus'])['val']
+        return list(dict.fromkeys(line for groups, *_ in rows for group in groups for line in group))[:2 * scenes]
+    rows = data.render_split('val', data.scenes_of('val', scenes, arch['complexity'], arch['data_seed']),
+                             arch['data_seed'])
+    own = (groups[0][k] for groups, *_ in rows for k in (0, data.CANONICAL_RENDERINGS))
+    return list(dict.fromkeys([*data.EVAL_SENTENCES, *own]))
 
 
 def facts(sentence):

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -240,6 +241,20 @@ CONFIG = {'corpus': '', 'num_scenes': 200, 'complexity': 1, 'simple_share': 0.5,
           'max_length': 64}
 
 
+def arrays_of(folder, split):
+    """What the files of a split hold, sentence by sentence: tokens (S, F, R, T) and lengths (S, F, R), 0 where none."""
+    a = {name: np.fromfile(folder / f'{split}.{name}', kind) for name, kind in data.ARRAYS.items()}
+    first, count, meanings = (a[name].reshape(-1, len(data.VARIANTS)) for name in ('first', 'count', 'meanings'))
+    lengths = np.zeros((*count.shape, count.max()), np.int64)
+    tokens = np.full((*lengths.shape, -(-int(np.diff(a['starts']).max()) // 8) * 8), PAD)
+    for index in np.ndindex(count.shape):
+        for r in range(count[index]):
+            ids = a['tokens'][slice(*a['starts'][first[index] + r:][:2])]
+            lengths[index][r], tokens[index][r, :len(ids)] = len(ids), ids
+    assert lengths.sum() == len(a['tokens']) == a['starts'][-1] and count.sum() == len(a['starts']) - 1, 'no token twice'
+    return {'tokens': tokens, 'lengths': lengths, 'count': count, 'meanings': meanings, 'things': a['things']}
+
+
 class Prepared:
     """data.prepare() and data.load() in an empty folder, and what the stored rows say."""
 
@@ -249,7 +264,7 @@ class Prepared:
         self.folder = data._folder(config)
         data.prepare(self.folder, config, self.said.append)
         self.corpora, self.tokenizer = data.load(config)
-        self.arrays = {split: dict(np.load(self.folder / f'{split}.npz')) for split in data.SPLITS}
+        self.arrays = {split: arrays_of(self.folder, split) for split in data.SPLITS}
         self.folder = self.folder.absolute()
         self.lines = {split: {index: self.tokenizer.decode(a['tokens'][index].tolist())
                               for index in zip(*np.nonzero(a['lengths']))} for split, a in self.arrays.items()}
@@ -281,7 +296,7 @@ def test_every_stored_row_is_the_sentence_of_its_meaning(prepared):
         S = CONFIG['num_scenes'] if split == 'train' else 60
         assert tokens.shape[:3] == lengths.shape == (S, len(data.VARIANTS), 6) and tokens.shape[3] % 8 == 0
         assert tokens.shape[3] - 8 < lengths.max() <= tokens.shape[3]
-        assert set(np.unique(count)) == {0, 6} and (count[:, 0] == 6).all() and int(a['canonical']) == 2
+        assert set(np.unique(count)) == {0, 6} and (count[:, 0] == 6).all()
         for family in range(1, len(data.VARIANTS)):
             assert 0 < (count[:, family] > 0).sum() <= S, 'a family that never applies tests nothing'
         assert ((lengths > 0) == (np.arange(6) < count[:, :, None])).all()
@@ -422,11 +437,12 @@ def test_evaluation_pack(prepared):
 def test_the_corpus_is_a_function_of_its_seed():
     def make(seed, complexity=1):
         scenes = data.scenes_of('train', 40, complexity, seed)
-        return scenes, data.render_split('train', scenes, seed)
-    (scenes, (lines, count, meanings)), (again, (same, *_)), (other, (different, *_)) = make(0), make(0), make(1)
-    assert scenes == again and lines == same
-    assert set(scenes) != set(other) and lines != different
-    assert len(lines) == 40 * 7 * 6 and count.shape == meanings.shape == (40, 7)
+        return scenes, [*data.render_split('train', scenes, seed)]
+    (scenes, rows), (again, same), (other, different) = make(0), make(0), make(1)
+    assert scenes == again and rows == same
+    assert set(scenes) != set(other) and rows != different
+    assert len(rows) == 40 and {len(group) for groups, *_ in rows for group in groups} == {0, 6}
+    assert all(len(groups) == len(meanings) == 7 for groups, meanings, _ in rows)
     assert scenes == data.scenes_of('train', 60, 1, 0)[:40], 'a larger corpus begins with the smaller one'
 
 
@@ -616,16 +632,16 @@ def test_negatives(prepared, hardest, without):
 
 def test_take_cuts_at_eights_and_loses_nothing(prepared):
     corpus = prepared.corpora['train']
-    lengths = corpus.lengths[:, 0, :]
+    tokens, lengths = (torch.from_numpy(prepared.arrays['train'][name]) for name in ('tokens', 'lengths'))
     seen = set()
-    for scenes in (lengths.amax(1).argsort()[:4], torch.arange(corpus.size)):
+    for scenes in (lengths[:, 0].amax(1).argsort()[:4], torch.arange(corpus.size)):
         zero = torch.zeros_like(scenes)
         for r in range(6):
             x = corpus.take(scenes, zero, zero + r)
-            longest = int(corpus.lengths[scenes, zero, zero + r].max())
+            longest = int(lengths[scenes, 0, r].max())
             assert x.dtype == torch.int64 and x.shape == (len(scenes), -(-longest // 8) * 8)
             assert ((x == EOS).sum(1) == 1).all()
-            whole = corpus.tokens[scenes, 0, r]
+            whole = tokens[scenes, 0, r]
             assert (whole[:, :x.shape[1]] == x).all() and (whole[:, x.shape[1]:] == PAD).all()
             seen.add(x.shape[1])
     assert len(seen) > 1 and max(seen) <= corpus.width
@@ -649,7 +665,9 @@ def test_corpus_keeps_ids_and_meanings(prepared):
     for split, corpus in prepared.corpora.items():
         a = prepared.arrays[split]
         assert corpus.size == len(a['count']) and corpus.canonical == 2 and corpus.width == a['tokens'].shape[-1]
-        assert (corpus.tokens.numpy() == a['tokens']).all() and (corpus.meanings.numpy() == a['meanings']).all()
+        s, f, r = np.indices(a['lengths'].shape)
+        x = corpus.take(*map(torch.from_numpy, (s, f, r)))
+        assert (x.numpy() == a['tokens']).all() and (corpus.meanings.numpy() == a['meanings']).all()
 
 
 # ---- a corpus of one's own ------------------------------------------------------------------------------------------
@@ -676,14 +694,14 @@ def test_text_corpus_with_bad_lines(here):
     said = []
     parts = data.read_corpus('c.txt', said.append)
     assert bad_numbers(said, 'c.txt') == [4, 7, 8], 'blank lines are no news'
-    sentences = {split: lines[::len(data.VARIANTS)] for split, (lines, *_) in parts.items()}
+    parts = {split: [*rows] for split, rows in parts.items()}
+    sentences = {split: [sentence for groups, *_ in rows for sentence in groups[0]] for split, rows in parts.items()}
     assert sentences['val'] == [GOOD[0], GOOD[10], 'ein großer kater'], 'each tenth, once'
     assert sentences['train'] == GOOD[1:10] + GOOD[11:] + GOOD[3:4]
-    lines, count, meanings, _, canonical_count = parts['val']
-    assert len(set(meanings[:, 0].tolist())) == 3 and canonical_count == 0
-    assert (count == [[1, 0, 0, 0, 0, 0, 0]] * 3).all()
-    train = parts['train'][2][:, 0]
-    assert train[2] == train[-1] != train[1], 'rows that are equal mean the same'
+    assert len({meanings[0] for _, meanings, _ in parts['val']}) == 3
+    assert all(groups[1:] == [[]] * 6 and meanings[1:] == [0] * 6 for groups, meanings, _ in parts['val'])
+    train = [meanings[0] for _, meanings, _ in parts['train']]
+    assert train[2] == train[-1] != train[1] and 0 not in train, 'rows that are equal mean the same'
 
 
 def test_jsonl_corpus_with_bad_lines(here):
@@ -701,7 +719,7 @@ def test_jsonl_corpus_with_bad_lines(here):
         parts = data.read_corpus(name, said.append)
         assert bad_numbers(said[:10], name) == [23 + n for n in range(len(lines[:10]))]
         assert said[10:] == ([] if len(lines) <= 10 else ['... and 1 more bad lines'])
-        assert [len(parts[split][1]) for split in ('train', 'val')] == [2 * 18, 3], 'a held-out row is held out once'
+        assert [len([*parts[split]]) for split in ('train', 'val')] == [2 * 18, 3], 'a held-out row is held out once'
 
 
 def test_jsonl_pairs_keep_their_places(here):
@@ -713,22 +731,19 @@ def test_jsonl_pairs_keep_their_places(here):
                                                                                          GOOD[1]]}]
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     said = []
-    parts = data.read_corpus('c.jsonl', said.append)
+    parts = {split: [*rows] for split, rows in data.read_corpus('c.jsonl', said.append).items()}
     assert said == ['2 sentences taken out of training because they are held out']
-    lines, count, meanings, *_ = parts['val']                          # rows 0, 10, 20
-    per = len(lines) // count.size
-    assert per == 3 and count[2].tolist() == [3, 1, 0, 0, 2, 1, 0]
-
-    def group(lines, s, f):
-        return lines[(s * 7 + f) * per:(s * 7 + f + 1) * per]
-    assert group(lines, 2, 0) == ['a dog barks', 'a hound barks', 'barks a dog']
-    assert group(lines, 2, 1) == ['a dog barked', '', '']              # an unknown family takes a free place
-    assert group(lines, 2, 1 + FAMILIES.index('count')) == ['two dogs bark', 'dogs bark', '']
-    assert group(lines, 2, SWAP) == ['barks a dog', '', '']
-    other = parts['train']
-    assert other[1][-1].tolist() == [1, 1, 0, 1, 0, 0, 0] and group(other[0], len(other[1]) - 1, 3)[0] == GOOD[1]
-    assert other[2][-1, 3] == other[2][0, 0], 'a counterfactual that is another row has the id of that row'
-    assert not set(other[0]) & set(filter(None, lines)), 'nothing that is held out is in training'
+    groups, meanings, _ = parts['val'][2]                              # rows 0, 10, 20
+    assert [len(group) for group in groups] == [3, 1, 0, 0, 2, 1, 0]
+    assert groups[0] == ['a dog barks', 'a hound barks', 'barks a dog']
+    assert groups[1] == ['a dog barked']                               # an unknown family takes a free place
+    assert groups[1 + FAMILIES.index('count')] == ['two dogs bark', 'dogs bark']
+    assert groups[SWAP] == ['barks a dog']
+    groups, meanings, _ = parts['train'][-1]
+    assert [len(group) for group in groups] == [1, 1, 0, 1, 0, 0, 0] and groups[3] == [GOOD[1]]
+    assert meanings[3] == parts['train'][0][1][0], 'a counterfactual that is another row has the id of that row'
+    train, val = ({line for groups, *_ in rows for group in groups for line in group} for rows in parts.values())
+    assert not train & val, 'nothing that is held out is in training'
 
 
 def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):
@@ -741,7 +756,7 @@ def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):
     assert (set(splits) == {'train', 'val', 'test'} and splits['test'] is splits['val']
             and len(capsys.readouterr().out.splitlines()) == 2)
     corpus = splits['train']
-    assert corpus.width == 15 and corpus.lengths.max() <= 15, 'rounding up to 8 stays within max_length'
+    assert corpus.width == 15 and corpus.starts.diff().max() <= 15, 'rounding up to 8 stays within max_length'
     assert [tokenizer.decode(row.tolist()) for row in corpus.fixed(rendering=0)] == GOOD[1:10] + GOOD[11:]
     assert (corpus.fixed() != PAD).any(1).all(), 'the last rendering of each row, not of the longest'
     scenes = torch.arange(corpus.size).repeat(50)
@@ -761,11 +776,29 @@ def test_long_sentences_keep_their_length(here):
     Path('c.txt').write_text('\n'.join(GOOD + ['start', ' '.join(f'{k}' for k in range(200, 320))]))
     config = CONFIG | {'corpus': 'c.txt', 'max_length': 512, 'vocab_size': 260}
     corpus = data.load(config)[0]['train']
-    assert corpus.lengths.max() == (corpus.tokens != PAD).sum(-1).max() > 255
+    assert corpus.starts.diff().max() == (corpus.fixed() != PAD).sum(-1).max() > 255
     assert corpus.fixed().shape[1] == corpus.width
     with pytest.raises(SystemExit) as stop:
         data.load(config | {'max_length': 64})
     assert stop.value.code == 2 and not list(Path('out/data').glob('*.tmp'))
+
+
+def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
+    """Fifty bytes a line, where the line itself as a string and its ids as a list take three hundred."""
+    monkeypatch.setattr(data, 'TOKENIZER_LINES', 2000)
+    monkeypatch.setattr(data, 'HELD_OUT_LINES', 200)
+    peaks = []
+    for n in (2_000, 8_000, 24_000):                                     # once for what is loaded at the first use
+        Path(f'{n}.txt').write_text('\n'.join(f'the cat number {k} sat on the mat' for k in range(n)))
+        config = CONFIG | {'corpus': f'{n}.txt'}
+        tracemalloc.start()
+        data.prepare(Path(f'out/data/{len(peaks)}'), config, lambda line: None)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        splits, tokenizer = data.load(config)
+        assert splits['val'].size == 200 and splits['train'].size == n - 200, 'spread over the corpus, at most so many'
+        assert tokenizer.decode(splits['train'].fixed()[-1].tolist()) == f'the cat number {n - 1} sat on the mat'
+    assert peaks[2] - peaks[1] < 16_000 * 50, peaks
 
 
 @pytest.mark.parametrize('content', [
@@ -822,11 +855,11 @@ def test_command_line_writes_jsonl_that_it_can_read(here):
         scene = parse(row['original'])
         assert len(scene.things) == 3 and all(graph_f1(scene, parse(p)) == 1 for p in row['paraphrases'])
         assert all(graph_f1(scene, parse(text)) < 1 for texts in row['counterfactuals'].values() for text in texts)
-    parts = data.read_corpus('x.jsonl', pytest.fail)                    # no line is bad
-    assert {split: len(count) for split, (_, count, *_) in parts.items()} == {'train': 45, 'val': 5}
-    count = np.concatenate([part[1] for part in parts.values()])
+    parts = {split: [*part] for split, part in data.read_corpus('x.jsonl', pytest.fail).items()}       # no bad line
+    assert {split: len(part) for split, part in parts.items()} == {'train': 45, 'val': 5}
+    read = [groups for part in parts.values() for groups, *_ in part]
     swaps = sum('argument swap' in row['counterfactuals'] for row in rows)
-    assert (count[:, 0] == 4).all() and count[:, SWAP].sum() == swaps
+    assert all(len(groups[0]) == 4 for groups in read) and sum(len(groups[SWAP]) for groups in read) == swaps
 
 
 def test_command_line_refuses_an_unknown_key(here):

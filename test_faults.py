@@ -2,6 +2,7 @@
 strange command lines and corpora. Each ends in one clear line or goes on, and nothing saved is lost. drill.py, which
 kills at random moments, is the longer version."""
 import importlib
+import itertools
 import json
 import math
 import os
@@ -270,9 +271,10 @@ def test_any_corpus_is_read_or_refused_in_one_line(tmp_path, capsys, lines, soun
         assert 'at least 20' in one_line(capsys.readouterr().err)
         return
     assert sound and len(said) <= 11 and all('\n' not in line and len(line) < 400 for line in said)
-    sizes = [len(count) for _, count, *_ in parts.values()]
-    assert sum(sizes) >= 30 and min(sizes) >= 3
-    for sentences, count, *_ in parts.values():
-        per = len(sentences) // count.size
-        assert (count[:, 0] >= 1).all() and count.max() <= per and len(sentences) == per * count.size
-        assert all(data.normalize(sentence) == sentence and len(sentence) <= 2000 for sentence in sentences)
+    parts = [[*rows] for rows in parts.values()]
+    assert sum(map(len, parts)) >= 30 and min(map(len, parts)) >= 3
+    for groups, meanings, _ in itertools.chain(*parts):
+        assert len(groups) == len(meanings) == len(data.VARIANTS) and groups[0]
+        assert [bool(group) for group in groups] == [bool(id) for id in meanings]
+        assert all(len(group) <= 8 for group in groups)
+        assert all(data.normalize(line) == line and 0 < len(line) <= 2000 for group in groups for line in group)
