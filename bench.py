@@ -48,7 +48,7 @@ device = 'auto'           # cuda, mps or cpu
 config = runtime.configure(globals())
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = p7_ablate.SCRIPTS | {'p6': 'p6_diffusion.py'}
+SCRIPTS = p7_ablate.SCRIPTS
 P6 = '--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64'        # the rest is P5's
 FULL_ON_A_CPU = {phase: '--batch_size=4' for phase in SCRIPTS} | {
     'p5': '--batch_size=4 --generated=4', 'p6': '--batch_size=4 --unet_batch=4 --buffer_size=64'}
@@ -183,7 +183,8 @@ def in_a_process(call, folder, ranks=1, threads=None):
                                           stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     said = [process.communicate() for process in processes]
     if any(process.returncode for process in processes):
-        return ([line for _, errors in said for line in errors.strip().splitlines()] or ['killed: no memory?'])[-1][:160]
+        errors = [line for _, error in said for line in error.strip().splitlines()]
+        return (errors or ['killed: no memory?'])[-1][:160]
     return json.loads(said[0][0].splitlines()[-1])
 
 
@@ -382,7 +383,7 @@ def bench_corpus():
               f"{row['sentences']:11,d}{row['seconds']:11.0f} s{row['stored'] / 2 ** 20:6.0f} MiB{row['before']:27.0f}"
               f"{row['prepared']:17.0f}{row['drawn']:19.0f}{1e3 * row['batch']:6.1f} ms", flush=True)
     for more in ('--max_steps=4', '--max_steps=8 --resume=true'):
-        words = f'--corpus={path} --out_dir=p1 --lr_steps=8 --log_every=1 --eval_every=100 {words_of("p1", False)} {more}'
+        words = f'--corpus={path} --out_dir=p1 --lr_steps=8 --log_every=1 {words_of("p1", False)} {more}'
         done = subprocess.run([sys.executable, str(HERE / 'p1_canvas.py'), *words.split()], cwd=folder, text=True,
                               capture_output=True)
         lines = (folder / 'p1/metrics.jsonl').read_text().splitlines() if done.returncode == 0 else [done.stderr]

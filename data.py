@@ -588,7 +588,7 @@ def render_split(split, scenes, seed):
         yield groups, meanings, len(scene.things)
 
 
-# The files of a split, <split>.<name>: flat arrays that grow while the corpus is read and are memory-mapped in training.
+# The files of a split, <split>.<name>: flat arrays that grow while the corpus is read and that training memory-maps.
 ARRAYS = {
     'tokens': np.int16,        # of all sentences, one after the other, each closed by EOS
     'starts': np.int64,        # (N + 1,): where a sentence begins; the last one: where the tokens end

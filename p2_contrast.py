@@ -280,8 +280,9 @@ def main():
                 metrics, V = evaluate(encoder, readout, decoder if lambda_rec else None, held_out, types, concepts,
                                       run, cell)
                 arrays = canvas_arrays(encoder, V, tokenizer, run)
-                sentences, scene, kind = splits['val'].clusters(20)
-                arrays |= {'tsne_z': embed(encoder, readout, sentences, run), 'tsne_scene': scene, 'tsne_kind': kind}
+                if last:      # drawing it takes five seconds
+                    x, scene, kind = splits['val'].clusters(20)
+                    arrays |= {'tsne_z': embed(encoder, readout, x, run), 'tsne_scene': scene, 'tsne_kind': kind}
             evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics | {'stage': stage}, prefix='val')
             if run.master:

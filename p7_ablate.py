@@ -4,12 +4,13 @@ An ablation is a set of overrides of the phase scripts, so each is run as an ord
 baseline of its seed at the first phase that it changes; a finished run is never repeated, an unfinished one goes on.
 The table says for every target metric how far it drops, in standard deviations of the baseline, and whether the worst
 seed of the one is still better than the best seed of the other. A piece whose removal changes nothing is its most
-useful line.
+useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum, in a table of its own.
 
 Cost: on 2 CPU cores three seeds of the plan's pieces take one night, `--only='copy suppression,round trip'` twenty
 minutes after the baseline; stop it any time (Ctrl-C) and start the same command again.
 
-Reads:  nothing (it runs P1 to P5)      Writes: out/p7/<ablation>/seed<k>/p1 ... p5, ablations.md, ablations.png
+Reads:  nothing (it runs P1 to P5)
+Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p5, out/p7/ablations.md, ablations.png, slopes.md
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
 """
@@ -29,13 +30,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import p6_diffusion
 import plot
 import runtime
 
 out_dir = 'out/p7'        # the runs, the table and the figure
 seeds = 3                 # runs of each ablation, seeds 0, 1, ...
-only = 'plan'             # plan: the pieces of the plan; ours: what departs from it; all; or names separated by commas.
-                          # The baseline is always there.
+only = 'plan'             # plan: the pieces of the plan; ours: what departs from it; slopes: other target slopes; all;
+                          # or names separated by commas. The baseline is always there.
 preset = 'cpu'            # cpu: the ablation size below; gpu: the plan's size, fewer steps; smoke: two steps, for tests
 jobs = 0                  # runs at the same time; 0: one a GPU, or two on a CPU (a thread each beats two threads)
 dry_run = False           # list the commands and the estimated time, run nothing
@@ -58,9 +60,13 @@ PRESETS = {
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
               '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --eval_every=800',
         'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '
-              f'--warmup_steps=20 {PRIORS} --max_steps=150 --eval_every=150'},
+              f'--warmup_steps=20 {PRIORS} --max_steps=150 --eval_every=150',
+        'p6': '--unet_dim=32 --unet_steps=399 --unet_batch=32 --buffer_size=2048 --refresh=16 '
+              '--unet_learning_rate=1e-3 --batch_size=16 --prior_rows=16 --drawn=64 --sample_steps=30 '
+              '--max_steps=400 --eval_every=400'},
     'gpu': {'p1': '--max_steps=4000', 'p2': '--max_steps=4000', 'p3': '--max_steps=1000',
-            'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000'},
+            'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000',
+            'p6': '--unet_steps=2999 --max_steps=3000'},
     'smoke': {
         'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
               '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 '
@@ -68,10 +74,12 @@ PRESETS = {
         'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 --max_steps=2 --eval_every=2',
         'p3': '--batch_size=4 --max_steps=2 --eval_every=2',
         'p4': '--batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 --dec_hidden=64 --controls=false --max_steps=2',
-        'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2'}}
-MINUTES = {'cpu': {'p1': 4, 'p2': 17, 'p3': 3, 'p4': 3, 'p5': 4}, 'gpu': {}, 'smoke': {}}     # of one job, measured
+        'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2',
+        'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
+              '--max_steps=2'}}
+MINUTES = {'cpu': {'p1': 4, 'p2': 17, 'p3': 3, 'p4': 3, 'p5': 4, 'p6': 6}, 'gpu': {}, 'smoke': {}}    # of one job
 SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
-           'p5': 'p5_roundtrip.py'}
+           'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
 
 
 def ablation(words, phases):
@@ -105,6 +113,10 @@ ABLATIONS = {
     'mined pairs (ours)': {'p2': '--mine_every=0'} | ablation('--mine_pairs=false', 'p3 p5'),
     'anchors (ours)': ablation('--anchors=false', CONTRAST),
     'paraphrase training (ours)': ablation('--paraphrase_share=0', 'p4 p5')}
+SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # the baseline's is 2
+ABLATIONS |= {name: ablation(f'--alpha={alpha}', PRIOR) for name, alpha in SLOPES.items()}
+GROUPS = {'all': list(ABLATIONS), 'ours': [name for name in ABLATIONS if '(ours)' in name], 'slopes': list(SLOPES),
+          'plan': [name for name in ABLATIONS if '(ours)' not in name and name not in SLOPES]}
 
 # Target metrics: label, how to read it from the metrics of a P5 checkpoint; +1: more is better, -1: less is.
 TARGETS = (
@@ -136,11 +148,13 @@ def home(name, seed):
 def runs(names):
     """All runs of these ablations, baselines first. What comes before the first phase that an ablation changes is the
     baseline's and stands there only."""
-    found = []
+    found, prior = [], not SLOPES.keys().isdisjoint(names)      # slopes are also judged by P6's U-Net
     for name in ['baseline', *(n for n in names if n != 'baseline')]:
         for seed in range(seeds):
             before, own = None, name == 'baseline'
             for phase, script in SCRIPTS.items():
+                if phase == 'p6' and not (prior and name in ('baseline', *SLOPES)):
+                    continue
                 own = own or phase in ABLATIONS[name]
                 folder = home(name if own else 'baseline', seed) / phase
                 if own:
@@ -239,7 +253,7 @@ def target_values(metrics):
 def collect():
     """{ablation: (seeds, targets) array} of all ablations of which a seed has ended, however many were asked for."""
     found = {}
-    for name in ABLATIONS:
+    for name in (name for name in ABLATIONS if name not in SLOPES):
         ended = [run for run in runs([name]) if run.name == name and run.phase == 'p5' and finished(run)]
         if ended:
             found[name] = np.array([target_values(metrics_of(run.folder)) for run in ended])
@@ -287,6 +301,31 @@ def table(found):
     return '\n'.join(lines) + '\n'
 
 
+SLOPE_COLUMNS = (
+    ('slope reached', lambda m: np.mean(m['alpha'])),
+    ('diffusion loss', lambda m: np.mean([m[f'diffusion_{q}'] for q in p6_diffusion.QUARTERS])),
+    ('of a Wiener filter', lambda m: np.mean([m[f'wiener_{q}'] for q in p6_diffusion.QUARTERS])),
+    ('drawn canvases that parse', lambda m: m['drawn_parsed']),
+    ('R@1', lambda m: m['r1']), ('R@1 with own counterfactuals', lambda m: m['r1_hard']),
+    ('content accuracy', lambda m: m['content_accuracy']), ('Graph F1', lambda m: m['graph_f1']))
+
+
+def slopes_table():
+    """Markdown: a row a target slope, mean ± sd over the seeds that have ended. A steeper spectrum is easier to denoise
+    whatever is painted: read the diffusion loss beside that of the Wiener filter, which knows the spectrum alone."""
+    lines = ['| target slope | n | ' + ' | '.join(label for label, _ in SLOPE_COLUMNS) + ' |',
+             '|---' * (len(SLOPE_COLUMNS) + 2) + '|']
+    chains = runs(list(SLOPES))
+    for name, target in sorted([('baseline', 2.0), *SLOPES.items()], key=lambda pair: pair[1]):
+        ended = [run.folder for run in chains if (run.name, run.phase) == (name, 'p6') and finished(run)]
+        values = np.array([[read(metrics_of(folder)) for _, read in SLOPE_COLUMNS] for folder in ended])
+        cells = [f'{column.mean():.3f}' + (f' ± {column.std(ddof=1):.3f}' if len(column) > 1 else '')
+                 for column in values.T]
+        if ended:
+            lines.append(f'| {target} | {len(ended)} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def gate(found):
     """P7's criterion (the plan's): dropping a piece makes at least one target metric worse. A row an ablation."""
     base, rows = found['baseline'], []
@@ -323,11 +362,9 @@ def main():
     if preset not in PRESETS or min(seeds, jobs + 1) < 1:
         runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects one of {", ".join(PRESETS)}, at least '
                      'one seed, and jobs that are not negative')
-    groups = {'all': list(ABLATIONS), 'ours': [name for name in ABLATIONS if '(ours)' in name],
-              'plan': [name for name in ABLATIONS if '(ours)' not in name]}
-    names = groups.get(only) or [name.strip() for name in only.split(',')]
+    names = GROUPS.get(only) or [name.strip() for name in only.split(',')]
     if not set(names) <= set(ABLATIONS):
-        runtime.fail(f'--only={only}: expects {", ".join(groups)} or some of {", ".join(ABLATIONS)}')
+        runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')
     queue = [run for run in runs(names) if not finished(run)]
     minutes = [MINUTES[preset].get(run.phase, math.nan) for run in queue]
     hours = sum(minutes) / (jobs or 2) / 60
@@ -349,6 +386,9 @@ def main():
         print(table(found))
         if gate(found):
             runtime.write_gate(SimpleNamespace(master=True, dir=Path(out_dir), phase='p7', say=print), gate(found))
+    if not SLOPES.keys().isdisjoint(names):
+        runtime.write_text(Path(out_dir, 'slopes.md'), slopes_table())
+        print(slopes_table())
     if failed:
         runtime.fail(f'{len(failed)} runs failed or wait for one that did: '
                      + ', '.join(sorted({f'{run.name} (seed {run.seed})' for run in failed})), status=1)

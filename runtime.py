@@ -313,7 +313,8 @@ class Run:
 
         values: name -> number, or tensor of any shape (a vector becomes a list); all tensors cost one device sync.
         With prefix 'train' every rank must call it: tensors are averaged over the ranks, and a NaN or infinity, in
-        these values or in those that watch() saw, raises SystemExit(1) after one line. With another prefix a value that is not finite is written as null.
+        these values or in those that watch() saw, raises SystemExit(1) after one line. With another prefix a value that
+        is not finite is written as null.
         """
         if prefix == 'train':
             self.check()

@@ -1,4 +1,5 @@
 """Tests of P7: what it runs and in which order, its statistics, and one ablation from end to end."""
+import json
 import math
 import signal
 import sys
@@ -12,6 +13,7 @@ import p2_contrast
 import p3_jitter
 import p4_decoder
 import p5_roundtrip
+import p6_diffusion
 import p7_ablate
 import runtime
 from test_phases import ROOT, run
@@ -44,6 +46,9 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
     assert '--jitter_prob=0' not in words['jitter', 'p4']
     (steps,) = [word for word in words['tv', 'p2'] if word.startswith('--max_steps=')]
     assert steps.replace('max', 'lr') in words['tv', 'p2'], 'the cosine ends with the run'
+    queue = p7_ablate.runs(['slope 1.2', 'tv'])
+    assert len(queue) == 2 * (6 + 6 + 5)
+    assert {run.name for run in queue if run.phase == 'p6'} == {'baseline', 'slope 1.2'}
     assert words['tv', 'p1'].index('--lambda_tv=0') > words['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
 
 
@@ -52,7 +57,7 @@ def test_every_override_is_a_setting_of_its_phase(preset):
     for name, changes in p7_ablate.ABLATIONS.items():
         for phase, script in p7_ablate.SCRIPTS.items():
             module = vars({'p1': p1_canvas, 'p2': p2_contrast, 'p3': p3_jitter, 'p4': p4_decoder,
-                           'p5': p5_roundtrip}[phase])
+                           'p5': p5_roundtrip, 'p6': p6_diffusion}[phase])
             words = [*p7_ablate.PRESETS[preset][phase].split(), *changes.get(phase, '').split()]
             settings = dict(module)
             changed = runtime.configure(settings, words)
@@ -124,6 +129,24 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
     assert [(run.name, run.phase) for run in failed] == [('jitter', phase) for phase in ('p3', 'p4', 'p5')]
     assert all((run.folder / 'gate.json').exists() for run in queue if run.name != 'jitter')
     assert 'jitter, seed 0, p3 FAILED' in capsys.readouterr().out
+
+
+def test_slopes_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path))
+    metrics = {f'val/{kind}_{q}': value for kind, value in (('diffusion', 0.2), ('wiener', 0.3))
+               for q in p6_diffusion.QUARTERS}
+    metrics |= {'val/alpha': [1.0, 1.4], 'val/drawn_parsed': 0.5, 'val/r1': 0.9, 'val/r1_hard': 0.8,
+                'val/content_accuracy': 1.0, 'val/graph_f1': 0.7}
+    for seed in (0, 2):
+        folder = p7_ablate.home('slope 1.2', seed) / 'p6'
+        folder.mkdir(parents=True)
+        (folder / 'gate.json').write_text('[]'), (folder / 'ckpt.pt').write_text('')
+        row = {'step': 1, **metrics, 'val/r1': 0.9 + 0.1 * (seed == 2)}
+        (folder / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+    rows = p7_ablate.slopes_table().splitlines()
+    assert len(rows) == 3 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|')
+    assert rows[2].startswith('| 1.2 | 2 | 1.200 ± 0.000 | 0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 ')
+    assert '| 0.950 ± 0.071 |' in rows[2]
 
 
 def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):

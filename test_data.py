@@ -251,7 +251,8 @@ def arrays_of(folder, split):
         for r in range(count[index]):
             ids = a['tokens'][slice(*a['starts'][first[index] + r:][:2])]
             lengths[index][r], tokens[index][r, :len(ids)] = len(ids), ids
-    assert lengths.sum() == len(a['tokens']) == a['starts'][-1] and count.sum() == len(a['starts']) - 1, 'no token twice'
+    assert lengths.sum() == len(a['tokens']) == a['starts'][-1], 'no token twice'
+    assert count.sum() == len(a['starts']) - 1
     return {'tokens': tokens, 'lengths': lengths, 'count': count, 'meanings': meanings, 'things': a['things']}
 
 
