@@ -220,7 +220,8 @@ def gate(metrics, before, other, ways, evaluations, checked):
                    for name, *rest in p5_roundtrip.gate(ways, metrics, evaluations, checked)]
 
 
-ITS_OWN = ('out_dir', 'control', 'lambda_prior', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile')
+ITS_OWN = ('out_dir', 'control', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile', 'lambda_prior', 't_low',
+           't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'sample_steps', 'eta', 'drawn')    # not the control's
 
 
 def load_control(folder):
