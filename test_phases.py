@@ -347,10 +347,11 @@ def test_bad_input_ends_a_program_in_one_line(chain):
 
 # ---- kill and resume ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('phase', ['p1', 'p4'])
-def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase):
-    """Killed in step 3, after the checkpoint of step 2 and an optimizer step past it; with dropout."""
-    words = tiny(phase, f'straight/{phase}', *EXACT, '--max_steps=4', '--eval_every=2')
+@pytest.mark.parametrize('phase, more', [('p1', []), ('p2', ['--staged=false', '--mine_every=1']), ('p4', [])])
+def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase, more):
+    """Killed in step 3, after the checkpoint of step 2 and an optimizer step past it; with dropout, P2 with mined pairs.
+    """
+    words = tiny(phase, f'straight/{phase}', *EXACT, '--max_steps=4', '--eval_every=2', *more)
     run(words)
     again = [*words, f'--out_dir=killed/{phase}']
     Path('driver.py').write_text(DRIVER)
@@ -503,6 +504,11 @@ def test_a_corpus_of_one_s_own(here, capsys, name):
     assert checkpoint['arch']['data']['corpus'] == name and len(trained(folder / 'p2', 'nce')) == 2
     assert all(math.isfinite(checkpoint['metrics'][key]) for key in ('r1', 'r5', 'paraphrase_cosine', 'rec_ce'))
     assert checkpoint['extra']['stage'] == 3, 'without canonical forms there are no stages'
+    if name.endswith('.jsonl'):
+        for phase in PHASES[2:]:
+            run(tiny(phase, folder / phase, init_from=folder / f'p{int(phase[1]) - 1}/ckpt.pt'))
+            criteria = json.loads((folder / phase / 'gate.json').read_text())['criteria']
+            assert criteria and not any('Graph F1' in row['name'] for row in criteria), 'there is no checker for it'
 
 
 def test_a_control_of_p6(here, capsys):

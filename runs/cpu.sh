@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain, P1 to P5, on two CPU cores: a small model on two-thing scenes, every gate printed at the end.
+# The whole chain, P1 to P6, on two CPU cores: a small model on two-thing scenes, every gate printed at the end.
 #   bash runs/cpu.sh [--out=out] [--seed=0] [--complexity=1] [--leave_out=count] [--plan=false]
 # --leave_out= (empty) constructs all six counterfactual families; by default one is left out, and its rows tell what else teaches it.
 # --plan=true turns off everything that departs from the plan (README), all families constructed: same sizes, same steps.
@@ -30,8 +30,8 @@ common="--seed=$seed --ema_decay=0.99 --log_every=20"
 priors="--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05"
 p1="" reading="" contrast="--mine_every=250" anchors="" words="" pairs="" family="--leave_out=$leave_out"
 lattice="--lambda_lattice=0.2"      # jitter brings the query grid out
-p2_steps=2000 p4_steps=1000
-if [ "$complexity" -gt 1 ]; then p2_steps=4500 p4_steps=1500; fi    # the stages come twice
+p2_steps=2000 p4_steps=1500
+if [ "$complexity" -gt 1 ]; then p2_steps=4500 p4_steps=3000; fi    # the stages come twice
 if [ "$plan" = true ]; then
     priors="--lambda_common=0 --lambda_lattice=0"
     p1="--prior_gate=0 --prior_ramp=0 --simple_share=0" reading="--lambda_rec=0 --canvas_noise=0"
@@ -50,9 +50,16 @@ python p3_jitter.py --out_dir=$out/p3 --init_from=$out/p2/ckpt.pt --batch_size=1
     --learning_rate=5e-4 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $lattice $reading $anchors $pairs \
     $family $common
 python p4_decoder.py --out_dir=$out/p4 --init_from=$out/p3/ckpt.pt --dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 \
-    --dropout=0.0 --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=$p4_steps --lr_steps=$p4_steps --eval_every=500 $words $common
+    --dropout=0.0 --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=$p4_steps --lr_steps=$p4_steps --eval_every=750 $words $common
 python p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt --batch_size=16 --dec_samples=64 --generated=16 \
     --prior_samples=32 --learning_rate=1e-3 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $anchors $words \
     $pairs $family $common
-python plot.py --out=$out --gates=true
 echo "P1 to P5 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+# P6 twice: what the prior does is what the same steps without it do not.
+sharpen="--init_from=$out/p5/ckpt.pt --unet_dim=32 --unet_steps=1000 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048
+    --refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 --batch_size=16 --learning_rate=5e-4 --warmup_steps=20 --max_steps=1150
+    --lr_steps=1150 --eval_every=1000 $common"
+python p6_diffusion.py --out_dir=$out/p6_control --lambda_prior=0 $sharpen
+python p6_diffusion.py --out_dir=$out/p6 --control=$out/p6_control $sharpen
+python plot.py --out=$out --gates=true
+echo "P1 to P6 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"

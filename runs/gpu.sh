@@ -11,5 +11,7 @@ $launch p2_contrast.py --out_dir=$out/p2 --init_from=$out/p1/ckpt.pt
 $launch p3_jitter.py --out_dir=$out/p3 --init_from=$out/p2/ckpt.pt
 $launch p4_decoder.py --out_dir=$out/p4 --init_from=$out/p3/ckpt.pt
 $launch p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt
+$launch p6_diffusion.py --out_dir=$out/p6_control --init_from=$out/p5/ckpt.pt --lambda_prior=0
+$launch p6_diffusion.py --out_dir=$out/p6 --init_from=$out/p5/ckpt.pt --control=$out/p6_control
 python plot.py --out=$out --gates=true
-echo "P1 to P5 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+echo "P1 to P6 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
