@@ -57,9 +57,9 @@ python p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt --batch_siz
 echo "P1 to P5 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
 # P6 twice: what the prior does is what the same steps without it do not.
 sharpen="--init_from=$out/p5/ckpt.pt --unet_dim=32 --unet_steps=1000 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048
-    --refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 --batch_size=16 --learning_rate=5e-4 --warmup_steps=20 --max_steps=1150
-    --lr_steps=1150 --eval_every=1000 $common"
+    --refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 --batch_size=16 --learning_rate=5e-4 --encoder_scale=1 --warmup_steps=20
+    --max_steps=1300 --lr_steps=1300 --eval_every=1000 $common"
 python p6_diffusion.py --out_dir=$out/p6_control --lambda_prior=0 $sharpen
-python p6_diffusion.py --out_dir=$out/p6 --control=$out/p6_control $sharpen
+python p6_diffusion.py --out_dir=$out/p6 --control=$out/p6_control --lambda_prior=1 --t_low=0.4 --t_high=0.8 $sharpen
 python plot.py --out=$out --gates=true
 echo "P1 to P6 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
