@@ -148,7 +148,7 @@ def montage(a):
     zoom, gap = max(1, round(96 / W)), 2
     columns = np.pad(V.transpose(1, 0, 2, 3), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=np.nan)
     columns = columns.reshape(C, N * (H + gap), W)[:, :-gap]                  # (C, N, H+gap, W) -> one tall strip each
-    left, top, bottom, pitch = 255, 40, 48, (W + gap) * zoom                  # pixels
+    left, top, bottom, pitch = 275, 40, 48, (W + gap) * zoom                  # pixels
     width, tall = left + C * pitch + 14, columns.shape[1] * zoom
     height = top + tall + bottom
     fig = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
@@ -473,7 +473,8 @@ LABELS = {'train/loss': 'total', 'val/tv': 'as painted', 'val/tv_normalised': 'a
           'val/share_total': 'all channels', 'val/max_correlation': 'largest', 'val/mean_abs_correlation': 'mean size',
           'val/r1': 'R@1', 'val/r5': 'R@5', 'val/r1_hard': 'R@1 hard', 'val/gap': 'mean', 'val/wins': 'mean',
           'train/swaps_beaten': 'in the batch', 'val/content_accuracy': 'exact', 'val/content_concept': 'by concept',
-          'val/rec_content_accuracy': 'exact, throwaway', 'val/rec_content_concept': 'by concept, throwaway'}
+          'val/prior': 'weighted sum', 'val/rec_content_accuracy': 'exact, throwaway',
+          'val/rec_content_concept': 'by concept, throwaway'}
 
 
 def series(rows):
@@ -496,7 +497,7 @@ def trend(ax, title, curves, log=False, zero=False, lines=(), band=None):
     """One panel: curves {metric: (steps, values)}; values (n, C) are drawn in the colours of the channels."""
     styles = iter([(colour, style) for style in ('-', '--', ':') for colour in SERIES] * 4)
     for name, (steps, values) in curves.items():
-        label = LABELS.get(name) or re.sub('^(gap|wins)_', '', name.partition('/')[2]).replace('_', ' ')
+        label = LABELS.get(name) or re.sub('^(gap|wins|prior)_', '', name.partition('/')[2]).replace('_', ' ')
         marker = {'marker': '.', 'ms': 4} if name.startswith('val/') else {}
         if values.ndim == 2:
             for c, column in enumerate(values.T):
@@ -538,7 +539,7 @@ def small_multiples(found, titles=None, starts={}):
     height = 2.4 * rows + 0.75                                                # axes of 1.5 inches, 0.9 between them
     fig = Figure(figsize=(9, height))
     axes = fig.subplots(rows, 3, squeeze=False, gridspec_kw={
-        'left': 0.05, 'right': 0.985, 'top': 1 - 0.8 / height, 'bottom': 0.85 / height, 'wspace': 0.2, 'hspace': 0.6})
+        'left': 0.06, 'right': 0.985, 'top': 1 - 0.8 / height, 'bottom': 0.85 / height, 'wspace': 0.2, 'hspace': 0.6})
     for ax in axes.flat[len(panels):]:
         ax.remove()
     for i, (ax, (title, curves, how)) in enumerate(zip(axes.flat, panels)):
