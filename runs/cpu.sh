@@ -58,7 +58,7 @@ echo "P1 to P5 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) 
 # P6 twice: what the prior does is what the same steps without it do not.
 sharpen="--init_from=$out/p5/ckpt.pt --unet_dim=32 --unet_steps=1000 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048
     --refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 --batch_size=16 --learning_rate=5e-4 --encoder_scale=1 --warmup_steps=20
-    --max_steps=1300 --lr_steps=1300 --eval_every=1000 $common"
+    --max_steps=1300 --lr_steps=1300 --eval_every=1150 $common"      # three evaluations of the encoder: 1000, 1150, 1300
 python p6_diffusion.py --out_dir=$out/p6_control --lambda_prior=0 $sharpen
 python p6_diffusion.py --out_dir=$out/p6 --control=$out/p6_control --lambda_prior=1 --t_low=0.4 --t_high=0.8 $sharpen
 python plot.py --out=$out --gates=true
