@@ -20,6 +20,7 @@ import os
 import random
 import resource
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -371,19 +372,20 @@ def bench_corpus():
     """A corpus of one's own, ten times and a hundred times larger: MiB of resident memory (mapped files counted in),
     the time of preparing it and of a batch; then a few steps of P1 on the largest, interrupted and resumed."""
     folder, rows = Path(out_dir).resolve() / 'corpus', []
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     print('  sentences  prepared in   on disk   MiB of the empty process  after preparing  after 200 batches  a batch')
     for n in (sentences // 100, sentences // 10, sentences):
         path = folder / f'{n}.txt'
-        if not path.exists():
-            write_corpus(path, n)
+        write_corpus(path, n)
         row = in_a_process(f'measure_corpus({str(path)!r})', folder)
         rows.append(row)
         print(row if isinstance(row, str) else
               f"{row['sentences']:11,d}{row['seconds']:11.0f} s{row['stored'] / 2 ** 20:6.0f} MiB{row['before']:27.0f}"
               f"{row['prepared']:17.0f}{row['drawn']:19.0f}{1e3 * row['batch']:6.1f} ms", flush=True)
     for more in ('--max_steps=4', '--max_steps=8 --resume=true'):
-        words = f'--corpus={path} --out_dir=p1 --lr_steps=8 --log_every=1 {words_of("p1", False)} {more}'
+        words = f'--corpus={path} --out_dir=p1 --lr_steps=8 --log_every=1 --device={device} {words_of("p1", False)} '
+        words += more
         done = subprocess.run([sys.executable, str(HERE / 'p1_canvas.py'), *words.split()], cwd=folder, text=True,
                               capture_output=True)
         lines = (folder / 'p1/metrics.jsonl').read_text().splitlines() if done.returncode == 0 else [done.stderr]

@@ -810,12 +810,13 @@ def prepare(folder, config, say=print):
             parts[split] = render_split(split, scenes, config['data_seed'])
             if split == 'val':
                 parts[split] = val = [*parts[split]]
-    head = []                                # of the training rows: what the tokenizer learns from
-    while sum(len(group) for groups, *_ in head for group in groups) < TOKENIZER_LINES and (
-            more := [*itertools.islice(parts['train'], 1000)]):
+    head, lines = [], []                     # the first training rows: what the tokenizer learns from
+    while len(lines) < TOKENIZER_LINES and (more := [*itertools.islice(parts['train'], 1000)]):
         head += more
-    lines = (line for groups, *_ in head for group in groups for line in group)
-    tokenizer = Tokenizer.train(itertools.islice(lines, TOKENIZER_LINES), config['vocab_size'])
+        lines += [line for groups, *_ in more for group in groups for line in group]
+    if not head:
+        runtime.fail(f"--corpus={config['corpus']}: nothing is left to train on without the held-out sentences")
+    tokenizer = Tokenizer.train(iter(lines[:TOKENIZER_LINES]), config['vocab_size'])
     temporary = Path(f'{folder}.{os.getpid()}.tmp')
     temporary.mkdir(parents=True)
     try:
@@ -879,13 +880,16 @@ def read_corpus(path, say=print):
         return sentence_id(groups[0][0]) if groups else 0
 
     def rows(wanted):
-        """The rows of the lines that are wanted (an iterable of booleans), parsed again."""
-        with open(path, 'rb') as file:
-            for raw in itertools.compress(file, wanted):
-                groups = [group[:MOST_RENDERINGS] for group in _parse_line(raw.decode('utf-8'), path)]
-                yield groups + [[]] * (len(VARIANTS) - len(groups))
+        """The groups of the lines that are wanted (an iterable of booleans), parsed again."""
+        try:
+            with open(path, 'rb') as file:
+                for raw in itertools.compress(file, wanted):
+                    yield [*_parse_line(raw.decode('utf-8'), path)]
+        except (OSError, TypeError, ValueError):               # None is a blank line
+            runtime.fail(f'--corpus={path} has changed while it was read')
 
     def as_row(groups):
+        groups = [group[:MOST_RENDERINGS] for group in groups] + [[]] * (len(VARIANTS) - len(groups))
         return groups, [sentence_id(group[0]) if group else 0 for group in groups], 0
 
     def train():
@@ -914,9 +918,9 @@ def read_corpus(path, say=print):
     wanted, held_out = np.zeros(len(keys), bool), np.sort(keys[line])
     wanted[line] = True
     free = (keys != 0) & (held_out[np.searchsorted(held_out, keys).clip(max=len(line) - 1)] != keys)
-    val = [as_row(groups) for groups in rows(wanted)]
-    secret = {sentence for groups, *_ in val for group in groups for sentence in group}
-    return {'train': train(), 'val': val}
+    val = [*rows(wanted)]
+    secret = {sentence for groups in val for sentence in groups[0]}
+    return {'train': train(), 'val': [as_row(groups) for groups in val]}
 
 
 def sentence_id(text):

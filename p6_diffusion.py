@@ -221,7 +221,7 @@ def gate(metrics, before, other, ways, evaluations, checked):
 
 
 ITS_OWN = ('out_dir', 'control', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile', 'lambda_prior', 't_low',
-           't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'sample_steps', 'eta', 'drawn')    # not the control's
+           't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'sample_steps', 'eta', 'drawn')    # no control's
 
 
 def load_control(folder):

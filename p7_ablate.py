@@ -9,8 +9,8 @@ useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spect
 Cost: on 2 CPU cores three seeds of the plan's pieces take one night, `--only='copy suppression,round trip'` twenty
 minutes after the baseline; stop it any time (Ctrl-C) and start the same command again.
 
-Reads:  nothing (it runs P1 to P5)
-Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p5, out/p7/ablations.md, ablations.png, slopes.md
+Reads:  nothing (it runs P1 to P5, for slopes also P6)
+Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablations.png, slopes.md, gate.json
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
 """
@@ -36,8 +36,8 @@ import runtime
 
 out_dir = 'out/p7'        # the runs, the table and the figure
 seeds = 3                 # runs of each ablation, seeds 0, 1, ...
-only = 'plan'             # plan: the pieces of the plan; ours: what departs from it; slopes: other target slopes; all;
-                          # or names separated by commas. The baseline is always there.
+only = 'plan'             # plan: the plan's pieces and the readout; ours: what departs from it; slopes: other target
+                          # slopes; all; or names separated by commas. The baseline is always there.
 preset = 'cpu'            # cpu: the ablation size below; gpu: the plan's size, fewer steps; smoke: two steps, for tests
 jobs = 0                  # runs at the same time; 0: one a GPU, or two on a CPU (a thread each beats two threads)
 dry_run = False           # list the commands and the estimated time, run nothing
@@ -239,10 +239,11 @@ def metrics_of(folder):
     return last
 
 
-def target_values(metrics):
-    """The target metrics of a run as floats; what was not finite (null in the log) is nan."""
+def values_of(metrics, columns):
+    """The columns (label, function of the metrics, ...) of a run as floats; what was not finite (null in the log) is
+    nan."""
     values = []
-    for _, read, _ in TARGETS:
+    for _, read, *_ in columns:
         try:
             values.append(float(read(metrics)))
         except TypeError:                                    # a null, or a list with one
@@ -256,7 +257,7 @@ def collect():
     for name in (name for name in ABLATIONS if name not in SLOPES):
         ended = [run for run in runs([name]) if run.name == name and run.phase == 'p5' and finished(run)]
         if ended:
-            found[name] = np.array([target_values(metrics_of(run.folder)) for run in ended])
+            found[name] = np.array([values_of(metrics_of(run.folder), TARGETS) for run in ended])
     return found
 
 
@@ -318,7 +319,7 @@ def slopes_table():
     chains = runs(list(SLOPES))
     for name, target in sorted([('baseline', 2.0), *SLOPES.items()], key=lambda pair: pair[1]):
         ended = [run.folder for run in chains if (run.name, run.phase) == (name, 'p6') and finished(run)]
-        values = np.array([[read(metrics_of(folder)) for _, read in SLOPE_COLUMNS] for folder in ended])
+        values = np.array([values_of(metrics_of(folder), SLOPE_COLUMNS) for folder in ended])
         cells = [f'{column.mean():.3f}' + (f' ± {column.std(ddof=1):.3f}' if len(column) > 1 else '')
                  for column in values.T]
         if ended:

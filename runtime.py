@@ -16,6 +16,7 @@ import time
 import tokenize
 import warnings
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy
@@ -160,7 +161,8 @@ def start(phase, config):
     if world > 1:
         if device.type == 'mps':
             fail('ranks run on CUDA or on the CPU: add --device=cpu')
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        # Rank 0 may take hours over a large corpus while the others wait at a barrier.
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(hours=12))
         atexit.register(dist.destroy_process_group)
     torch.manual_seed(config['seed'])    # the same on all ranks: nets start out equal without a broadcast
     torch.set_float32_matmul_precision('high')

@@ -81,7 +81,7 @@ def test_target_values_of_a_log_with_holes():
     metrics = {'r1': 0.5, 'r5': None, 'gap_colour': 0.3, 'gap_count': 0.1, 'graph_f1': 0.9, 'rouge_l': 0.3,
                'cosine': 0.9, 'content_accuracy': 1.0, 'jitter_cosine': 0.9, 'alpha': [1.5, None], 'tv': 1.0,
                'kurtosis': [5.0, 7.0], 'max_correlation': 0.1, 'share_total': 0.9}
-    values = dict(zip((label for label, *_ in p7_ablate.TARGETS), p7_ablate.target_values(metrics)))
+    values = dict(zip((label for label, *_ in p7_ablate.TARGETS), p7_ablate.values_of(metrics, p7_ablate.TARGETS)))
     assert math.isnan(values['R@5']) and math.isnan(values['|slope - 2|'])
     assert values['R@1'] == 0.5 and values['worst-family gap'] == 0.1 and values['kurtosis'] == 5.0
 

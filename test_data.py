@@ -747,6 +747,34 @@ def test_jsonl_pairs_keep_their_places(here):
     assert not train & val, 'nothing that is held out is in training'
 
 
+def test_what_is_held_out_is_secret_and_nothing_else(here, capsys):
+    rows = [{'original': line} for line in GOOD]
+    rows[0] |= {'paraphrases': [f'of it number {k}' for k in range(12)], 'counterfactuals': GOOD[1:6]}
+    rows[5]['paraphrases'] = ['of it number 11', 'mine']                 # a rendering that is not kept is secret too
+    Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    said = []
+    parts = {split: [*part] for split, part in data.read_corpus('c.jsonl', said.append).items()}
+    assert [len(group) for group in parts['val'][0][0]] == [8, 1, 1, 1, 1, 1, 0]
+    assert parts['train'][4][0][0] == [GOOD[5], 'mine'] and said[0].startswith('1 sentences taken out')
+    assert [groups[0][0] for groups, *_ in parts['train']] == GOOD[1:10] + GOOD[11:], 'its counterfactuals are not'
+
+    rows = [{'original': line, 'paraphrases': [] if n % 10 else GOOD} for n, line in enumerate(GOOD)]
+    Path('none.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    with pytest.raises(SystemExit) as stop:
+        data.load(CONFIG | {'corpus': 'none.jsonl'})
+    assert stop.value.code == 2 and 'nothing is left to train on' in capsys.readouterr().err
+    assert not list(Path('out/data').glob('*')), 'and no folder that looks prepared'
+
+
+def test_a_corpus_that_changes_while_it_is_read(here, capsys):
+    Path('c.txt').write_text('\n'.join(GOOD))
+    parts = data.read_corpus('c.txt')
+    Path('c.txt').write_text('\n' * 30)
+    with pytest.raises(SystemExit) as stop:
+        [*parts['train']]
+    assert stop.value.code == 2 and 'has changed' in capsys.readouterr().err
+
+
 def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):
     rows = [{'original': line, 'paraphrases': [f'{line} again {k}' for k in range(n % 4)],
              'counterfactuals': {'colour': ['another thing altogether']} if n % 2 else {}}
@@ -785,7 +813,7 @@ def test_long_sentences_keep_their_length(here):
 
 
 def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
-    """Fifty bytes a line, where the line itself as a string and its ids as a list take three hundred."""
+    """Preparing takes fifty bytes a line of what Python and numpy allocate; the line and its ids alone are hundreds."""
     monkeypatch.setattr(data, 'TOKENIZER_LINES', 2000)
     monkeypatch.setattr(data, 'HELD_OUT_LINES', 200)
     peaks = []

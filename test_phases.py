@@ -96,7 +96,7 @@ WORDS = smoke_words()
 
 @pytest.fixture(scope='module')
 def chain(small):
-    """The chain P1 to P6, as runs/smoke.sh has it, in the folder of the small corpus: .folder, .output of each phase."""
+    """The chain P1 to P6, as runs/smoke.sh has it, in the folder of the small corpus: .folder and .output by phase."""
     output = {}
     for phase, before in zip(PHASES, (None, *PHASES)):
         origin = [f'--init_from=out/{before}/ckpt.pt'] if before else []
@@ -349,8 +349,7 @@ def test_bad_input_ends_a_program_in_one_line(chain):
 
 @pytest.mark.parametrize('phase, more', [('p1', []), ('p2', ['--staged=false', '--mine_every=1']), ('p4', [])])
 def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase, more):
-    """Killed in step 3, after the checkpoint of step 2 and an optimizer step past it; with dropout, P2 with mined pairs.
-    """
+    """Killed in step 3, after the checkpoint of step 2 and an optimizer step past it; dropout, and P2's mined pairs."""
     words = tiny(phase, f'straight/{phase}', *EXACT, '--max_steps=4', '--eval_every=2', *more)
     run(words)
     again = [*words, f'--out_dir=killed/{phase}']
@@ -520,13 +519,14 @@ def test_a_control_of_p6(here, capsys):
     assert not all(torch.equal(control['nets']['encoder'][key], value)
                    for key, value in start['ema']['encoder'].items())
     assert not Path('p6/control/gate.json').exists()
-    run(tiny('p6', 'p6/with', '--control=p6/control'))
+    run(tiny('p6', 'p6/with', '--control=p6/control', '--t_high=0.8'))       # the control has no t
     names = [row['name'] for row in json.loads(Path('p6/with/gate.json').read_text())['criteria']]
     assert 'paraphrase distance falls by, against the control +' in names
     capsys.readouterr()
     for words, hint in ((['--control=nowhere'], '--lambda_prior=0 --out_dir=nowhere'),
                         (['--control=p6/with'], 'is no control'),
                         (['--control=p6/control', '--seed=5'], 'seed differs'),
+                        (['--control=p6/control', '--encoder_scale=1'], 'encoder_scale differs'),
                         (['--t_low=0.5'], 't_low=0.5'), (['--unet_steps=2'], 'no encoder moves'),
                         (['--buffer_size=2'], 'buffer_size=2'), (['--unet_dim=12'], 'multiple of 8')):
         with pytest.raises(SystemExit) as stop:

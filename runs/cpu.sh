@@ -30,13 +30,15 @@ common="--seed=$seed --ema_decay=0.99 --log_every=20"
 priors="--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05"
 p1="" reading="" contrast="--mine_every=250" anchors="" words="" pairs="" family="--leave_out=$leave_out"
 lattice="--lambda_lattice=0.2"      # jitter brings the query grid out
+# At the plan's small t the prior smooths and does no more (LOG.md).
+xi="--lambda_prior=1 --t_low=0.4 --t_high=0.8" rate="--encoder_scale=1"
 p2_steps=2000 p4_steps=1500
 if [ "$complexity" -gt 1 ]; then p2_steps=4500 p4_steps=3000; fi    # the stages come twice
 if [ "$plan" = true ]; then
     priors="--lambda_common=0 --lambda_lattice=0"
     p1="--prior_gate=0 --prior_ramp=0 --simple_share=0" reading="--lambda_rec=0 --canvas_noise=0"
     contrast="--staged=false --pyramid=false --mine_every=0" anchors="--anchors=false" words="--paraphrase_share=0"
-    pairs="--mine_pairs=false" lattice="" family="--leave_out="
+    pairs="--mine_pairs=false" lattice="" family="--leave_out=" xi="" rate=""
 fi
 
 python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=20000 --vocab_size=1024 --query_grid=8 --patch=4 \
@@ -57,9 +59,9 @@ python p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt --batch_siz
 echo "P1 to P5 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
 # P6 twice: what the prior does is what the same steps without it do not.
 sharpen="--init_from=$out/p5/ckpt.pt --unet_dim=32 --unet_steps=1000 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048
-    --refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 --batch_size=16 --learning_rate=5e-4 --encoder_scale=1 --warmup_steps=20
+    --refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 --batch_size=16 --learning_rate=5e-4 $rate --warmup_steps=20
     --max_steps=1300 --lr_steps=1300 --eval_every=1150 $common"      # three evaluations of the encoder: 1000, 1150, 1300
 python p6_diffusion.py --out_dir=$out/p6_control --lambda_prior=0 $sharpen
-python p6_diffusion.py --out_dir=$out/p6 --control=$out/p6_control --lambda_prior=1 --t_low=0.4 --t_high=0.8 $sharpen
+python p6_diffusion.py --out_dir=$out/p6 --control=$out/p6_control $xi $sharpen
 python plot.py --out=$out --gates=true
 echo "P1 to P6 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
