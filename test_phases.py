@@ -58,10 +58,10 @@ def die_at(step, *rest):
     return cosine_lr(step, *rest)
 
 
-def open_once(*words, really=dist.init_process_group):
+def open_once(*words, really=dist.init_process_group, **more):
     """All phases share one process group: torchrun's store hangs at the barrier of a second one."""
     if not dist.is_initialized():
-        really(*words)
+        really(*words, **more)
 
 
 plot.evaluation = plot.trends = plot.samples_table = lambda *_: None
