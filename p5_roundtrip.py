@@ -21,7 +21,7 @@ import p4_decoder
 import plot
 import priors
 import runtime
-from model import BOS, PARA
+from model import BOS, PARA, trim
 from p1_canvas import (canvas_arrays, canvas_gate, canvas_metrics, encode, last_three, reconstruction, token_metrics,
                        weights)
 from p2_contrast import confused_pairs, contrast, embed, say_held_out, semantic_gate, semantic_metrics
@@ -89,16 +89,19 @@ ROUGE = RougeScorer(['rougeL'])
 
 def copied(y, x, n):
     """Which tokens of y (B, L) complete an n-gram that also stands in x (B, T) -> (B, L) bool."""
+    if min(y.shape[1], x.shape[1]) < n:                                               # a corpus of very short sentences
+        return torch.zeros_like(y, dtype=torch.bool)
     spans, source = y.unfold(1, n, 1), x.unfold(1, n, 1)                              # (B, L-n+1, n), (B, T-n+1, n)
     same = (spans[:, :, None] == source[:, None]).all(-1).any(-1)                     # (B, L-n+1)
     return F.pad(same, (n - 1, 0)) & (y >= data.SPECIALS)
 
 
-def copy_suppression(log_p, y, x, n):
-    """Unlikelihood (Welleck et al. 2020) of copied n-grams: -log(1 - p) at the tokens that complete one, mean over
-    sentences. log_p (B, L, vocab) of the decoder on its own sample y (B, L)."""
+def copy_suppression(log_p, y, x, n, length):
+    """Unlikelihood (Welleck et al. 2020) of copied n-grams: -log(1 - p) at the tokens that complete one, a mean
+    over the `length` tokens that may be said and over sentences. log_p (B, L, vocab) of the decoder on its own sample
+    y (B, L)."""
     p = log_p.gather(2, y[:, :, None])[:, :, 0].exp()
-    return (-torch.log1p(-p.clamp(max=1 - 1e-4)) * copied(y, x, n)).sum(1).mean() / y.shape[1]
+    return (-torch.log1p(-p.clamp(max=1 - 1e-4)) * copied(y, x, n)).sum(1).mean() / length
 
 
 def straight_through(logits, y):
@@ -115,7 +118,7 @@ def candidates(nets, V, z, k, length, top_p, u, start=PARA):
     B = len(V)
     y = nets['decoder'].generate(V.repeat_interleave(k, 0), z.repeat_interleave(k, 0), length, start, top_p,
                                  u.flatten(0, 1))
-    z_y = nets['readout'](nets['encoder'](y))
+    z_y = nets['readout'](nets['encoder'](trim(y)))
     return y.unflatten(0, (B, k)), (z_y.unflatten(0, (B, k)) * z[:, None]).sum(-1)
 
 
@@ -124,11 +127,11 @@ def round_trip(nets, x, V, z, k, top_p, u, n, start=PARA):
     nets.eval()
     y, cosine = candidates(nets, V.detach(), z.detach(), k, u.shape[2], top_p, u, start)
     nets.train()
-    y = y[torch.arange(len(y), device=y.device), cosine.argmax(1)]                    # (B, L)
+    y = trim(y[torch.arange(len(y), device=y.device), cosine.argmax(1)])              # (B, L)
     logits = nets['decoder'](y, V, z, start)
     again = nets['readout'](nets['encoder'](y, soft=straight_through(logits, y)))
     cycle = 1 - (again * z.detach()).sum(-1).mean()
-    return cycle, copy_suppression(logits.log_softmax(-1), y, x, n)
+    return cycle, copy_suppression(logits.log_softmax(-1), y, x, n, u.shape[2])
 
 
 def paraphrase_metrics(texts, originals, cosines):
@@ -153,7 +156,7 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
             z = nets['readout'](V)
             y, cosine = candidates(nets, V, z, k, length, top_p, u, start)
             g = nets['decoder'].generate(V, z, length, start)
-            greedy_cosine.append((nets['readout'](nets['encoder'](g)) * z).sum(-1))
+            greedy_cosine.append((nets['readout'](nets['encoder'](trim(g))) * z).sum(-1))
         ys.append(y), cosines.append(cosine), greedy.append(g)
     y, cosine = torch.cat(ys), torch.cat(cosines)
     texts = [[tokenizer.decode(c) for c in row] for row in y.tolist()]

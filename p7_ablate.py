@@ -49,7 +49,7 @@ HERE = Path(__file__).parent
 PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
 PRESETS = {
     'cpu': {
-        'p1': '--num_scenes=20000 --vocab_size=1024 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 '
+        'p1': '--num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 '
               '--hidden=256 --cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 '
               f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
               '--max_steps=500 --eval_every=500',

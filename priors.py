@@ -220,9 +220,13 @@ def gaussian_blur(V, sigma):
     if sigma == 0:
         return V
     x = torch.arange(-radius, radius + 1, device=V.device, dtype=V.dtype)
-    kernel = torch.softmax(-x.square() / (2 * sigma**2), 0)
-    blurred = F.pad(V.flatten(0, 1)[:, None], (radius,) * 4, mode='reflect')  # (B*C, 1, H + 2r, W + 2r)
-    return F.conv2d(F.conv2d(blurred, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).view_as(V)
+    kernel = torch.softmax(-x.square() / (2 * sigma**2), 0).view(1, 1, -1)
+
+    def blur(n):      # (n, n), from the right: as a matrix product a tenth of the time of a one-channel convolution
+        unit = torch.eye(n, device=V.device, dtype=V.dtype)[:, None]
+        return F.conv1d(F.pad(unit, (radius, radius), mode='reflect'), kernel)[:, 0]
+
+    return blur(V.shape[2]).T @ (V @ blur(V.shape[3]))
 
 
 @in_float32

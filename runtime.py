@@ -412,7 +412,7 @@ def adamw(nets, learning_rate, weight_decay, scale={}):
             if params:
                 groups.append({'params': params, 'weight_decay': weight_decay if decays else 0.0,
                                'scale': factor, 'lr': learning_rate * factor, 'net': name})
-    fused = all(p.is_cuda for group in groups for p in group['params']) or None
+    fused = all(p.device.type in ('cpu', 'cuda') for group in groups for p in group['params']) or None
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=fused)
 
 

@@ -631,8 +631,11 @@ def test_negatives(prepared, hardest, without):
     assert len(variants.unique()) >= 4, 'the others take turns'
 
 
-def test_take_cuts_at_eights_and_loses_nothing(prepared):
+@pytest.mark.parametrize('rounding', [2, 8])
+def test_take_cuts_at_eights_and_loses_nothing(prepared, monkeypatch, rounding):
     corpus = prepared.corpora['train']
+    assert corpus.rounding == 2, 'on a CPU'
+    monkeypatch.setattr(corpus, 'rounding', rounding)
     tokens, lengths = (torch.from_numpy(prepared.arrays['train'][name]) for name in ('tokens', 'lengths'))
     seen = set()
     for scenes in (lengths[:, 0].amax(1).argsort()[:4], torch.arange(corpus.size)):
@@ -640,7 +643,7 @@ def test_take_cuts_at_eights_and_loses_nothing(prepared):
         for r in range(6):
             x = corpus.take(scenes, zero, zero + r)
             longest = int(lengths[scenes, 0, r].max())
-            assert x.dtype == torch.int64 and x.shape == (len(scenes), -(-longest // 8) * 8)
+            assert x.dtype == torch.int64 and x.shape == (len(scenes), -(-longest // rounding) * rounding)
             assert ((x == EOS).sum(1) == 1).all()
             whole = tokens[scenes, 0, r]
             assert (whole[:, :x.shape[1]] == x).all() and (whole[:, x.shape[1]:] == PAD).all()
@@ -806,7 +809,7 @@ def test_long_sentences_keep_their_length(here):
     config = CONFIG | {'corpus': 'c.txt', 'max_length': 512, 'vocab_size': 260}
     corpus = data.load(config)[0]['train']
     assert corpus.starts.diff().max() == (corpus.fixed() != PAD).sum(-1).max() > 255
-    assert corpus.fixed().shape[1] == corpus.width
+    assert corpus.fixed().shape[1] == -(-int(corpus.starts.diff().max()) // 2) * 2 <= corpus.width
     with pytest.raises(SystemExit) as stop:
         data.load(config | {'max_length': 64})
     assert stop.value.code == 2 and not list(Path('out/data').glob('*.tmp'))

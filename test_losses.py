@@ -424,19 +424,20 @@ def test_copied_marks_the_tokens_that_complete_an_n_gram():
     for n, first, second in ((2, [2, 3, 4], [2, 3, 5, 6]), (3, [3, 4], [3, 6]), (4, [4], [])):
         marked = [row.nonzero()[:, 0].tolist() for row in p5_roundtrip.copied(y, x, n)]
         assert marked == [first, second], n
+    assert not p5_roundtrip.copied(y[:, :2], x, 3).any() and not p5_roundtrip.copied(y, x[:, :2], 3).any()
 
 
 def test_copy_suppression():
     x, y = torch.tensor([[10, 11, 12, 13, data.EOS]]), torch.tensor([[9, 10, 11, 12, data.EOS]])
     logits = torch.randn(1, 5, 16, requires_grad=True)
-    assert p5_roundtrip.copy_suppression(logits.log_softmax(-1), y, x + 20, 3) == 0
-    loss = p5_roundtrip.copy_suppression(logits.log_softmax(-1), y, x, 3)
+    assert p5_roundtrip.copy_suppression(logits.log_softmax(-1), y, x + 20, 3, 5) == 0
+    loss = p5_roundtrip.copy_suppression(logits.log_softmax(-1), y, x, 3, 5)
     p = logits.softmax(-1)[0, 3, 12]
     assert loss.item() == pytest.approx(-math.log(1 - p.item()) / 5, rel=1e-5)
     loss.backward()
     assert logits.grad[0, 3, 12] > 0 and logits.grad[0, [0, 1, 2, 4]].abs().sum() == 0
     certain = torch.full((1, 5, 16), -50.0).scatter(2, y[:, :, None], 0.0)
-    assert p5_roundtrip.copy_suppression(certain, y, x, 3).isfinite()
+    assert p5_roundtrip.copy_suppression(certain, y, x, 3, 5).isfinite()
 
 
 def test_straight_through_is_one_hot_forward_and_soft_backward():

@@ -9,7 +9,7 @@ from torch import nn
 import runtime
 from model import (
     BOS, EOS, PAD, PARA, Attention, Readout, Strokes, TextDecoder, TextEncoder, UNet, attend, cross_entropy, nucleus,
-    rope, shift)
+    rope, shift, trim)
 
 VOCAB, C, SIZE, Z = 40, 3, 8, 12
 HEADS = {'a query a pixel': {}, 'strokes': {'query_grid': 4}, 'slots': {'slots': 3},
@@ -207,6 +207,17 @@ def test_strokes_are_three_cells_wide_and_leave_no_gap():
     assert middle.min() > 0.5 * middle.max(), 'neighbours overlap without a seam'
 
 
+def test_strokes_are_the_transposed_convolution_that_they_hold():
+    net = Strokes(dim=16, grid=4, size=16, channels=C)
+    torch.nn.init.normal_(net.paint.bias)
+    y = torch.randn(3, 16, 4, 4, requires_grad=True)
+    seen = net(y), net.paint(y)
+    assert torch.allclose(*seen, atol=1e-5)
+    w = torch.randn(3, C, 16, 16)
+    ours, theirs = (torch.autograd.grad((V * w).sum(), (y, net.paint.weight, net.paint.bias)) for V in seen)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs))
+
+
 def test_full_size():
     assert 19e6 < runtime.count_parameters(TextEncoder(vocab_size=16384)) < 26e6
 
@@ -292,6 +303,11 @@ def test_shift():
     x = torch.tensor([[5, 6, EOS, PAD], [7, EOS, PAD, PAD]])
     assert shift(x).tolist() == [[BOS, 5, 6, EOS], [BOS, 7, EOS, PAD]]
     assert shift(x, PARA)[:, 0].tolist() == [PARA, PARA]
+
+
+def test_trim_cuts_what_is_padding_in_every_row():
+    x = torch.tensor([[5, 6, EOS, PAD, PAD], [5, EOS, PAD, PAD, PAD]])
+    assert torch.equal(trim(x), x[:, :3]) and trim(torch.zeros_like(x)).shape == (2, 1)
 
 
 def test_cross_entropy_leaves_padding_out():
