@@ -262,7 +262,7 @@ def main():
         stride = max(1, batch_size // prior_samples)      # the priors see the same canvases however the batch is split
         age = 0 if came_in is None else step - came_in        # of the priors, in steps
         ramp = 0.0 if came_in is None else min(1.0, (age + 1) / max(1, prior_ramp))
-        read = torch.zeros((), device=run.device)
+        values = {}
         for part in x.chunk(grad_accum):
             with run.autocast():
                 V = encoder(part)
@@ -272,14 +272,15 @@ def main():
             image = priors.image_prior_loss(terms, weights(config))
             loss = ramp * image + lambda_rec * rec
             (loss / grad_accum).backward()
-            read += rec.detach() / grad_accum
+            for name, value in ({'loss': loss, 'image': image, 'rec': rec} | terms).items():
+                values[name] = values.get(name, 0.0) + value.detach() / grad_accum
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
-        rec_mean.lerp_(read, 0.1)
-        values = {'loss': loss, 'image': image, 'rec': read, 'grad_norm': grad_norm, 'lr': lr} | terms
+        rec_mean.lerp_(values['rec'], 0.1)
+        values |= {'grad_norm': grad_norm, 'lr': lr}
         run.watch(step, values)
         if step % log_every == 0:
             run.log(step, values, prefix='train')

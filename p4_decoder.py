@@ -221,6 +221,7 @@ def main():
             group['lr'] = lr * group['scale']
         decoders.train()
         x = train.sentences(batch_size, seed, step)[runtime.local_slice(run, batch_size)]
+        values = {}
         for part, other in (pair.unbind(1) for pair in x.chunk(grad_accum)):
             with torch.no_grad(), run.autocast():
                 V = nets['encoder'](part)
@@ -232,14 +233,16 @@ def main():
             share = {'decoder': 1 - paraphrase_share, 'paraphrase': paraphrase_share}
             loss = sum(share.get(name, 1.0) * value for name, value in losses.items())
             (loss / grad_accum).backward()                      # the decoders share nothing: a sum trains each alone
+            for name, value in losses.items():
+                name = 'loss' if name == 'decoder' else name
+                values[name] = values.get(name, 0.0) + value.detach() / grad_accum
         runtime.average_gradients(decoders, run)
         # One clip a decoder, or the controls would change how the decoder learns.
         norms = {name: torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip) for name, net in decoders.items()}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
-        values = {'loss': losses['decoder'], 'grad_norm': norms['decoder'], 'lr': lr} | {
-            name: loss for name, loss in losses.items() if name != 'decoder'}
+        values |= {'grad_norm': norms['decoder'], 'lr': lr}
         run.watch(step, values)
         if step % log_every == 0:
             run.log(step, values, prefix='train')

@@ -372,6 +372,7 @@ def main():
     print(f'{len(queue)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours on 2 cores')
           + f'; {len(runs(names)) - len(queue)} have ended')
     if dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)        # `| head` is no error
         for run in queue:
             print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
         return
