@@ -43,10 +43,10 @@ fi
 
 python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 \
     --dim=128 --layers=3 --heads=4 --hidden=256 --cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 \
-    --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --lr_steps=800 --eval_every=200 --prior_samples=32 \
+    --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --lr_steps=800 --eval_every=100 --prior_samples=32 \
     $priors $p1 $reading $common
 python p2_contrast.py --out_dir=$out/p2 --init_from=$out/p1/ckpt.pt --batch_size=16 --rec_samples=48 --prior_samples=32 \
-    --learning_rate=1e-3 --warmup_steps=50 --max_steps=$p2_steps --lr_steps=$p2_steps --eval_every=500 $priors $reading $contrast $anchors \
+    --learning_rate=1e-3 --warmup_steps=50 --max_steps=$p2_steps --lr_steps=$p2_steps --eval_every=250 $priors $reading $contrast $anchors \
     $family $common
 python p3_jitter.py --out_dir=$out/p3 --init_from=$out/p2/ckpt.pt --batch_size=16 --rec_samples=48 --prior_samples=32 \
     --learning_rate=5e-4 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $lattice $reading $anchors $pairs \
