@@ -381,7 +381,7 @@ class TextDecoder(nn.Module):
             token = token.masked_fill(ended, PAD)
             ended = ended | (token == EOS)
             out.append(token)
-            if not V.is_cuda and ended.all():                                    # on CUDA asking would be waiting
+            if V.device.type == 'cpu' and ended.all():                           # elsewhere asking would be waiting
                 break
         return F.pad(torch.stack(out, dim=1), (0, length - len(out)), value=PAD)
 
@@ -411,9 +411,9 @@ def build_unet(arch):
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
 def trim(x):
-    """Token ids (B, T) without the last columns that are padding in every row; on CUDA as they are, for looking would
-    be waiting."""
-    return x if x.is_cuda else x[:, :max(1, int((x != PAD).sum(1).max()))]
+    """Token ids (B, T) without the last columns that are padding in every row; only on a CPU, where looking is not
+    waiting for the device."""
+    return x[:, :max(1, int((x != PAD).sum(1).max()))] if x.device.type == 'cpu' else x
 
 
 def shift(x, start=BOS):
