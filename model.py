@@ -19,8 +19,8 @@ def rope(q, positions):
     frequency = 10_000.0 ** (-torch.arange(half, device=q.device, dtype=torch.float32) / half)
     angle = positions[:, None].float() * frequency                               # (T, d/2)
     cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
-    a, b = q[..., :half], q[..., half:]
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    other = q.roll(half, -1)                                                     # the partner of each
+    return torch.addcmul(q * torch.cat((cos, cos), dim=-1), other, torch.cat((-sin, sin), dim=-1))
 
 
 def attend(q, k, v, mask=None, dropout=0.0, maps=False):
