@@ -312,7 +312,7 @@ def test_bfloat16_under_autocast_is_float32():
 
 def test_evaluating_in_inference_mode_first_leaves_training_possible():
     V = torch.randn(2, 2, 24, 40, requires_grad=True)  # a size that no other test has cached
-    priors.wavelet_filters.cache_clear()
+    priors.wavelet_matrix.cache_clear()
     with torch.inference_mode():
         image_prior_terms(V)
     image_prior_loss(image_prior_terms(V), WEIGHTS).backward()
