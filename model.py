@@ -159,7 +159,9 @@ class TextEncoder(nn.Module):
                 q, weights = block(q, *block.attention.keys_values(h), mask, maps)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
             V = self.paint(q)
-        V = (V if self.smooth is None else V + self.smooth(V)).float()
+        V = V if self.smooth is None else V + self.smooth(V)
+        # A CPU's convolution leaves the channels innermost, where norms, pooling and FFTs are slow.
+        V = V.to(torch.float32, memory_format=torch.contiguous_format)
         return (V, weights) if maps else V
 
 
