@@ -353,7 +353,8 @@ class TextDecoder(nn.Module):
             if memory is not None:
                 h, weights = self.cross[layer](h, *memory[layer], maps=maps)
                 attention.append(weights)
-        bias = self.head.bias.masked_fill(~self.allowed, -1e4)                   # cheaper than masking the logits
+        # Cheaper than masking the logits; no larger than it must be, for all digits of a sum count in the exports.
+        bias = self.head.bias.masked_fill(~self.allowed, -256.0)
         return F.linear(self.norm(h), self.head.weight, bias).float(), attention
 
     def forward(self, x, V, z=None, start=BOS):
