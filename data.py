@@ -859,8 +859,8 @@ MOST_RENDERINGS = 8
 
 def read_corpus(path, say=print):
     """A corpus of your own -> {'train': iterator of rows, 'val': list of rows}, rows as of render_split; every tenth
-    original is held out, or as many as make 10,000. A held-out sentence and its paraphrases are taken out of training
-    wherever they come again, as paraphrase or counterfactual too, and are held out once.
+    original is held out, or as many as make 10,000. Held-out sentences, their paraphrases and
+    counterfactuals are taken out of training wherever they come again, and are held out once.
 
     .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or
     {family: [str]}; the last two may be missing. Read line by line, three times, and never held in memory; a bad line
@@ -921,7 +921,7 @@ def read_corpus(path, say=print):
     wanted[line] = True
     free = (keys != 0) & (held_out[np.searchsorted(held_out, keys).clip(max=len(line) - 1)] != keys)
     val = [*rows(wanted)]
-    secret = {sentence for groups in val for sentence in groups[0]}
+    secret = {sentence for groups in val for group in groups for sentence in group}
     return {'train': train(), 'val': [as_row(groups) for groups in val]}
 
 
