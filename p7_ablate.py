@@ -54,13 +54,13 @@ PRESETS = {
               f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
               '--max_steps=500 --eval_every=500',
         'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
-              '--mine_every=250 --max_steps=1200 --eval_every=1200',
+              '--temperature=0.1 --mine_every=250 --max_steps=1200 --eval_every=1200',
         'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
-              '--lambda_lattice=0.2 --max_steps=150 --eval_every=150',
+              '--temperature=0.1 --lambda_lattice=0.2 --max_steps=150 --eval_every=150',
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
               '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --eval_every=800',
         'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '
-              f'--warmup_steps=20 {PRIORS} --max_steps=150 --eval_every=150',
+              f'--warmup_steps=20 {PRIORS} --temperature=0.1 --max_steps=150 --eval_every=150',
         'p6': '--unet_dim=32 --unet_steps=399 --unet_batch=32 --buffer_size=2048 --refresh=16 '
               '--unet_learning_rate=1e-3 --batch_size=16 --prior_rows=16 --drawn=64 --sample_steps=30 '
               '--max_steps=400 --eval_every=400'},

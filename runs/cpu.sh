@@ -28,6 +28,7 @@ common="--seed=$seed --ema_decay=0.99 --log_every=20"
 # The plan's 0.05 for cov and var is too weak for a model of this size; its tv and wavelet press the gradients' kurtosis to
 # twice that of photographs (LOG.md).
 priors="--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05"
+heat="--temperature=0.1"            # at the plan's 0.07 the gaps of attributes stop growing near their gate
 p1="" reading="" contrast="--mine_every=250" anchors="" words="" pairs="" family="--leave_out=$leave_out"
 lattice="--lambda_lattice=0.2"      # jitter brings the query grid out
 # At the plan's small t the prior smooths and does no more (LOG.md).
@@ -38,7 +39,7 @@ if [ "$plan" = true ]; then
     priors="--lambda_common=0 --lambda_lattice=0"
     p1="--prior_gate=0 --prior_ramp=0 --simple_share=0" reading="--lambda_rec=0 --canvas_noise=0"
     contrast="--staged=false --pyramid=false --mine_every=0" anchors="--anchors=false" words="--paraphrase_share=0"
-    pairs="--mine_pairs=false" lattice="" family="--leave_out=" xi="" rate=""
+    pairs="--mine_pairs=false" lattice="" family="--leave_out=" heat="" xi="" rate=""
 fi
 
 python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 \
@@ -47,15 +48,15 @@ python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=2000
     $priors $p1 $reading $common
 python p2_contrast.py --out_dir=$out/p2 --init_from=$out/p1/ckpt.pt --batch_size=16 --rec_samples=48 --prior_samples=32 \
     --learning_rate=1e-3 --warmup_steps=50 --max_steps=$p2_steps --lr_steps=$p2_steps --eval_every=250 $priors $reading $contrast $anchors \
-    $family $common
+    $heat $family $common
 python p3_jitter.py --out_dir=$out/p3 --init_from=$out/p2/ckpt.pt --batch_size=16 --rec_samples=48 --prior_samples=32 \
     --learning_rate=5e-4 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $lattice $reading $anchors $pairs \
-    $family $common
+    $heat $family $common
 python p4_decoder.py --out_dir=$out/p4 --init_from=$out/p3/ckpt.pt --dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 \
     --dropout=0.0 --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=$p4_steps --lr_steps=$p4_steps --eval_every=750 $words $common
 python p5_roundtrip.py --out_dir=$out/p5 --init_from=$out/p4/ckpt.pt --batch_size=16 --dec_samples=64 --generated=16 \
     --prior_samples=32 --learning_rate=1e-3 --warmup_steps=20 --max_steps=300 --lr_steps=300 --eval_every=100 $priors $anchors $words \
-    $pairs $family $common
+    $pairs $heat $family $common
 echo "P1 to P5 took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
 # P6 twice: what the prior does is what the same steps without it do not.
 sharpen="--init_from=$out/p5/ckpt.pt --unet_dim=32 --unet_steps=1000 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048
