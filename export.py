@@ -109,7 +109,8 @@ def graphs(model, sentences):
     tokens, canvases, prefixes = [], [], []
     for size in BATCHES:
         ids = model.tokens(sentences[:size])
-        x = torch.tensor([row + [data.PAD] * (max(map(len, ids)) + size - len(row)) for row in ids])
+        width = min(max(map(len, ids)) + size, model.max_length)                     # a different one for each size
+        x = torch.tensor([row + [data.PAD] * (width - len(row)) for row in ids])
         with torch.no_grad():
             V, _ = encoder(x)
             tokens.append((x,)), canvases.append((V,)), prefixes.append((shift(x, BOS), reader(V)[1]))
@@ -178,6 +179,8 @@ def main():
     model = TextCanvas(init_from, 'cpu', 'float32')
     arch = model.arch
     sentences = pack_sentences(arch['data'], map_scenes)
+    if len(sentences) < 8:
+        runtime.fail(f'{init_from}: its corpus holds {len(sentences)} held-out sentences; a map needs at least 8')
     files = graphs(model, sentences)
     points, z, V = describe_map(model, sentences)
     middle = V.median(0).values.flatten(1).median(1).values                        # as in plot.montage, but over all

@@ -346,7 +346,8 @@ class TextDecoder(nn.Module):
         cross-attention of each layer if maps."""
         T = x.shape[1]
         positions = torch.arange(start, start + T, device=x.device)
-        mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        mask = (None if cache is not None and T == 1                # one token, which may look at all before it
+                else torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start))
         h, attention = self.drop(self.embedding(x) + self.position(positions)), []
         for layer, block in enumerate(self.blocks):
             h = block(h, mask, positions, None if cache is None else cache[layer], start)
@@ -379,7 +380,8 @@ class TextDecoder(nn.Module):
                              torch.zeros(B, dtype=torch.bool, device=V.device), [])
         for t in range(length):
             logits = self.decode(token[:, None], memory, t, cache)[0][:, 0]
-            logits[:, [PAD, BOS, PARA]] = -1e4                                   # the ids that no sentence holds
+            for unsaid in (PAD, BOS, PARA):      # no sentence holds them; a list of ids would be copied to the device
+                logits[:, unsaid] = -1e4
             token = nucleus(logits, top_p, u[:, t]) if top_p > 0 else logits.argmax(-1)
             token = token.masked_fill(ended, PAD)
             ended = ended | (token == EOS)

@@ -248,6 +248,7 @@ def main():
                 plot.evaluation(run.dir, step, arrays)
                 plot.trends(run.dir)
         if step % eval_every == 0 or last or run.interrupted:
+            runtime.mean_over_ranks(rec_mean, run)
             runtime.save(run, step, nets, optimizer, ema, metrics, arch,
                          {'evaluations': evaluations, 'came_in': came_in, 'rec_mean': rec_mean.item(),
                           'tokenizer': tokenizer.state()})
@@ -268,7 +269,8 @@ def main():
                 V = encoder(part)
                 rec = (reconstruction(decoder, noisy(V, canvas_noise * ramp), None, part)
                        if lambda_rec else V.new_zeros(()))
-            terms = priors.image_prior_terms(prior_input(V[::stride], age, blur_steps, coordinate_steps), alpha, cell)
+            shown = prior_input(priors.seen(V, stride, len(V)), age, blur_steps, coordinate_steps)
+            terms = priors.image_prior_terms(shown, alpha, cell)
             image = priors.image_prior_loss(terms, weights(config))
             loss = ramp * image + lambda_rec * rec
             (loss / grad_accum).backward()

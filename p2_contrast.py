@@ -324,7 +324,7 @@ def main():
                 z, V = readout(V), V[some]
                 rec = (reconstruction(decoder, noisy(V, canvas_noise), None, flat[some])
                        if lambda_rec else V.new_zeros(()))
-            terms.update(priors.image_prior_terms(V[::stride][:max(1, prior_samples // parts)], alpha, cell), rec=rec)
+            terms.update(priors.image_prior_terms(priors.seen(V, stride, prior_samples // parts), alpha, cell), rec=rec)
             local = priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec
             return z.unflatten(0, x.shape[:3]), local
 

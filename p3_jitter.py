@@ -212,7 +212,7 @@ def main():
                        if lambda_rec else V.new_zeros(()))
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
-            terms.update(priors.image_prior_terms(V[some][::stride][:max(1, prior_samples // parts)], alpha, cell),
+            terms.update(priors.image_prior_terms(priors.seen(V[some], stride, prior_samples // parts), alpha, cell),
                          rec=rec, inv=inv)
             return z, priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec + lambda_inv * inv
 

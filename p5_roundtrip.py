@@ -10,6 +10,7 @@ Reads:  out/p4/ckpt.pt      Writes: out/p5/ckpt.pt, run.json, metrics.jsonl, gat
     torchrun --standalone --nproc_per_node=2 p5_roundtrip.py
 """
 import json
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -137,8 +138,11 @@ def round_trip(nets, x, V, z, k, top_p, u, n, start=PARA):
 def paraphrase_metrics(texts, originals, cosines):
     """What P5's gate asks of one way of decoding."""
     rouge = [ROUGE.score(a, b)['rougeL'].fmeasure for a, b in zip(originals, texts)]
+    spans = [[set(pairwise(text.split())) for text in pair] for pair in zip(originals, texts)]
+    bigrams = [len(theirs & ours) / len(ours) for theirs, ours in spans if ours]          # share of ours that is copied
     return graph_metrics(texts, originals) | {
         'rouge_l': sum(rouge) / len(rouge), 'cosine': sum(cosines) / len(cosines),
+        'bigrams': sum(bigrams) / max(1, len(bigrams)),
         'distinct': sum(a != b for a, b in zip(originals, texts)) / len(texts)}
 
 
@@ -240,7 +244,7 @@ def local_losses(nets, part, run, cell, parts, knobs):
     z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
     inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()                    # |g(T(V(x1))) - g(V(x2))|^2
     stride = max(1, knobs['batch_size'] // knobs['prior_samples'])                    # as in P2
-    seen = V[some][::stride][:max(1, knobs['prior_samples'] // parts)]
+    seen = priors.seen(V[some], stride, knobs['prior_samples'] // parts)
     terms = (priors.image_prior_terms(seen, knobs['alpha'], cell)
              | {'again': again, 'para': para, 'inv': inv, 'cycle': cycle, 'copy': copy})
     loss = (priors.image_prior_loss(terms, weights(knobs)) + knobs['lambda_inv'] * inv

@@ -463,7 +463,7 @@ PANELS = (  # title, the metrics that belong there, how they are drawn
     ('Cosine after jitter', r'val/.*(jitter|blur|cutout).*', {'lines': (0.9,)}),
     ('Content tokens read right', r'val/(rec_)?content_(accuracy|concept)', {'lines': (0.9,), 'zero': True}),
     ('Graph F1', r'val/graph_(f1|exact)', {'lines': (0.85,), 'zero': True}),
-    ('ROUGE-L with the input', r'val/rouge_l', {'lines': (0.55,), 'zero': True}),
+    ('Overlap with the input', r'val/(rouge_l|bigrams)', {'lines': (0.55,), 'zero': True}),
     ('Round-trip cosine', r'val/cosine', {'lines': (0.9,)}),
     ('Diffusion loss, Wiener filter', r'val/(diffusion|wiener)_.*', {'log': True}),
     ('Image priors', r'val/prior(_.*)?', {}),
@@ -474,7 +474,7 @@ LABELS = {'train/loss': 'total', 'val/tv': 'as painted', 'val/tv_normalised': 'a
           'val/r1': 'R@1', 'val/r5': 'R@5', 'val/r1_hard': 'R@1 hard', 'val/gap': 'mean', 'val/wins': 'mean',
           'train/swaps_beaten': 'in the batch', 'val/content_accuracy': 'exact', 'val/content_concept': 'by concept',
           'val/prior': 'weighted sum', 'val/rec_content_accuracy': 'exact, throwaway',
-          'val/rec_content_concept': 'by concept, throwaway'}
+          'val/rec_content_concept': 'by concept, throwaway', 'val/rouge_l': 'ROUGE-L', 'val/bigrams': 'shared bigrams'}
 
 
 def series(rows):
@@ -639,10 +639,20 @@ def drawable(folder):
     return bool(stored(folder)) or any((Path(folder) / name).is_file() for name in ('metrics.jsonl', 'samples.jsonl'))
 
 
+def is_control(folder):
+    """Whether a run folder is of P6 without its prior: it has metrics, but is no link of the chain."""
+    about = Path(folder) / 'run.json'
+    found = json.loads(about.read_text(encoding='utf-8')) if about.is_file() else {}
+    return found.get('phase') == 'p6' and not found['config']['lambda_prior']
+
+
 def redraw(folder):
     """Draw every figure of a run folder again from its files. SystemExit(2), after one line, if it holds none."""
     if not drawable(folder):
-        runtime.fail(f'{folder} holds nothing to draw; a phase makes it: python p1_canvas.py --out_dir={folder}')
+        p7 = (Path(folder) / 'ablations.md').is_file()
+        runtime.fail(f'{folder} holds nothing to draw; ' + (
+            f'p7_ablate.py draws its table again from the runs in it: python p7_ablate.py --out_dir={folder}' if p7 else
+            f'a phase makes it: python p1_canvas.py --out_dir={folder}'))
     if stored(folder):
         draw(stored(folder)[-1])
     trends(folder)
@@ -661,7 +671,11 @@ def main():
         gates_figure(folders)
         print(gates_text(folders))
         return
-    folders = folders if run else [folder for folder in folders if drawable(folder)]
+    if html:
+        folders = [folder for folder in folders
+                   if (drawable(folder) or (folder / 'gate.json').is_file()) and not is_control(folder)]
+    elif not run:
+        folders = [folder for folder in folders if drawable(folder)]
     if not folders:
         runtime.fail(f'no run folder with anything to draw in {out}/; a phase makes one: python p1_canvas.py')
     if html:

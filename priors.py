@@ -255,6 +255,12 @@ def common_loss(V):
     return sum(weight * (x[0:2 * pairs:2] * x[1:2 * pairs:2]).mean() for weight, x in ((1, V), (2, size)))
 
 
+def seen(V, stride, most):
+    """The rows of V that the priors look at: every `stride`-th, `most` of them. Two at least, where there are two, or
+    `common_loss` would have no pair: small parts of a batch see more rows."""
+    return V[::max(1, min(stride, len(V) // 2))][:max(2, most)]
+
+
 @lru_cache
 def lattice_bins(H, W, cell, device):
     """Bins (N,) of the flattened rfft2 at multiples of the lattice frequency, without DC, and the 16 bins (N, 16) on

@@ -27,8 +27,8 @@ DASHBOARDS = (
     ('Semantics', 'Do paraphrases lie together, and does a sentence that says one thing differently lie apart?',
      ('Retrieval of paraphrases', 'Cosine gap to counterfactuals', 'Counterfactuals beaten', 'Cosine after jitter',
       'Distance of paraphrases'), ('tsne', 'shift')),
-    ('Decoder', 'Is the sentence read back, and said in other words? ROUGE-L is the overlap with the input.',
-     ('Content tokens read right', 'Graph F1', 'ROUGE-L with the input', 'Round-trip cosine'),
+    ('Decoder', 'Is the sentence read back, and said in other words, or copied?',
+     ('Content tokens read right', 'Graph F1', 'Overlap with the input', 'Round-trip cosine'),
      ('token_types', 'controls')),
     ('Qualitative', 'Smooth blobs and edges, no dots and no checkerboard; words that look at few places.', (),
      ('montage', 'attention', 'drawn')))

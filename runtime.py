@@ -3,6 +3,7 @@
 The loop itself stays in plain sight in each phase script; p1_canvas.py shows these functions in their places.
 """
 import atexit
+import errno
 import difflib
 import json
 import math
@@ -165,12 +166,10 @@ def start(phase, config):
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(hours=12))
         atexit.register(dist.destroy_process_group)
     torch.manual_seed(config['seed'])    # the same on all ranks: nets start out equal without a broadcast
-    torch.set_float32_matmul_precision('high')
     # Before the first step there is nothing to save, so Ctrl-C just ends; Run.steps puts a gentler handler in place.
     signal.signal(signal.SIGINT, lambda *_: fail('interrupted', status=130))
     run = Run(phase, config, device, rank, world)
-    if world > 1:
-        sys.excepthook = run.on_error
+    sys.excepthook = run.on_error
     facts = {'phase': phase, 'argv': sys.argv, 'config': config, 'commit': run.commit, 'hardware': hardware(device),
              'device': str(device), 'dtype': str(run.dtype), 'world': world,
              'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': numpy.__version__},
@@ -201,6 +200,9 @@ def hardware(device):
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}'
     name = torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
     return f'{device.type} {name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
+
+
+DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG
 
 
 class Run:
@@ -270,8 +272,13 @@ class Run:
             signal.signal(number, signal.SIG_DFL)
 
     def on_error(self, kind, error, trace):
-        """Among ranks, for sys.excepthook: a connection that broke, because another rank ended, is one line."""
-        if isinstance(error, (RuntimeError, OSError)) and re.search('onnection|roken pipe|NCCL|imed out', str(error)):
+        """For sys.excepthook: a disk that refuses is one line, and so is, among ranks, a connection that broke because
+        another rank ended."""
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            print(f'error: cannot write {error.filename or self.dir}: {error.strerror}; last good checkpoint: '
+                  f'{self.last_good()}; go on with --resume=true', file=sys.stderr, flush=True)
+        elif self.world > 1 and isinstance(error, (RuntimeError, OSError)) and re.search(
+                'onnection|roken pipe|NCCL|imed out', str(error)):
             print(f'error: rank {self.rank} has lost another rank; last good checkpoint: {self.last_good()}; '
                   'go on with --resume=true', file=sys.stderr, flush=True)
         else:
@@ -290,7 +297,8 @@ class Run:
 
         After the first that is not finite all are, so that step's are kept, for check() to name."""
         scalars = {name: value for name, value in values.items() if torch.is_tensor(value)}
-        now = torch.stack([torch.full((), float(step), device=self.device), *(v.float() for v in scalars.values())])
+        now = torch.stack([torch.full((), float(step), device=self.device),      # the norm of no gradients is on a CPU
+                           *(v.float().to(self.device) for v in scalars.values())])
         names, kept = self.watched
         if names == tuple(scalars):
             now = torch.where(kept.isfinite().all(), now, kept)
@@ -340,8 +348,11 @@ class Run:
         with open(self.dir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
             file.write(json.dumps({'step': step, **row}) + '\n')
         for name, value in row.items():
-            if self.tensorboard and isinstance(value, (int, float)):
-                self.tensorboard.add_scalar(name, value, step)
+            if self.tensorboard:
+                several = value if isinstance(value, list) else [value]             # one a channel
+                for c, number in enumerate(several):
+                    if isinstance(number, (int, float)):
+                        self.tensorboard.add_scalar(f'{name}/{c}' if value is several else name, number, step)
 
 
 def open_tensorboard(folder):
@@ -475,8 +486,10 @@ def compile_nets(nets, run):
     Never on a CPU, where compiling took 30-130 s and gained 0-4%.
     """
     if run.config['compile'] and run.device.type == 'cuda':
+        # Widths are multiples of 8 and four decoders share a class: more graphs than Dynamo's 8, and each of one shape.
+        torch._dynamo.config.recompile_limit = 64
         for net in nets.values():
-            net.compile()
+            net.compile(dynamic=False)
 
 
 def count_parameters(net):
@@ -594,13 +607,15 @@ def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
     for name, net in nets.items():
         if not all(p.isfinite().all() for p in net.parameters()):
             fail(f'step {step}: weights of {name} are not finite; last good checkpoint: {run.last_good()}', status=1)
+    states = [random_state(run)] * run.world
+    if run.world > 1:
+        dist.all_gather_object(states, random_state(run))
     if run.master:
-        cuda = torch.cuda.get_rng_state(run.device) if run.device.type == 'cuda' else None
         write_checkpoint(run.checkpoint, {
             'phase': run.phase, 'step': step, 'arch': plain(arch), 'config': run.config, 'commit': run.commit,
             'metrics': plain(metrics), 'history': plain(run.history), 'extra': extra,
             'nets': {name: dict(net.state_dict()) for name, net in nets.items()}, 'ema': ema.state_dict(),
-            'optimizer': optimizer.state_dict(), 'rng': {'cpu': torch.get_rng_state(), 'cuda': cuda}})
+            'optimizer': optimizer.state_dict(), 'rng': states})
         add_pictures(run, step)
     run.saved_step = step
     if run.interrupted:
@@ -608,6 +623,12 @@ def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
             dist.barrier()    # a rank that leaves early makes torchrun stop rank 0 while it writes
         run.say(f'interrupted: saved {run.checkpoint} at step {step}; go on with --resume=true')
         raise SystemExit(130)
+
+
+def random_state(run):
+    """This rank's generators: {'cpu', 'cuda' (None without)}, on the CPU."""
+    cuda = torch.cuda.get_rng_state(run.device) if run.device.type == 'cuda' else None
+    return {'cpu': torch.get_rng_state(), 'cuda': cuda}
 
 
 def write_checkpoint(path, checkpoint):
@@ -624,8 +645,12 @@ def write_checkpoint(path, checkpoint):
         fail(f'cannot save {path}: {error}; an older checkpoint there is untouched', status=1)
 
 
-def load_checkpoint(path, phase, made_by):
-    """Read a checkpoint as CPU tensors. phase: 'p1', or a tuple of those that will do; made_by: command that makes it.
+HOLDS = ('step', 'arch', 'config', 'metrics', 'history', 'nets', 'ema', 'optimizer', 'rng', 'extra')
+
+
+def load_checkpoint(path, phase, made_by, holds=HOLDS):
+    """Read a checkpoint as CPU tensors. phase: 'p1', or a tuple of those that will do; made_by: command that makes it;
+    holds: keys that it must have.
 
     Returns the dict that `save` wrote. Raises SystemExit(2), after one line, when the file is missing, truncated, holds
     more than plain data (nothing in it is ever run) or is of another phase.
@@ -636,7 +661,7 @@ def load_checkpoint(path, phase, made_by):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')    # about a pickle that is not ours; the line below says it better
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        found = checkpoint['phase']
+        found, _ = checkpoint['phase'], [checkpoint[key] for key in holds]
     except Exception as error:    # a damaged zip or pickle raises a dozen different types
         fail(f'{path} is truncated or no checkpoint of ours ({type(error).__name__}); make it with: {made_by}')
     phases = phase if isinstance(phase, tuple) else (phase,)
@@ -667,36 +692,43 @@ def resume(run, nets, optimizer, ema):
             group.update(own)
     except (KeyError, RuntimeError, ValueError) as error:
         fail(f'{run.checkpoint} does not fit the nets of these settings: {str(error)[:200]}')
-    torch.set_rng_state(checkpoint['rng']['cpu'])
-    if run.device.type == 'cuda' and checkpoint['rng']['cuda'] is not None:
-        torch.cuda.set_rng_state(checkpoint['rng']['cuda'], run.device)
     run.history, run.saved_step = checkpoint['history'], checkpoint['step']
+    if len(checkpoint['rng']) == run.world:
+        state = checkpoint['rng'][run.rank]
+        torch.set_rng_state(state['cpu'])
+        if run.device.type == 'cuda' and state['cuda'] is not None:
+            torch.cuda.set_rng_state(state['cuda'], run.device)
+    else:                              # other ranks than it was saved by
+        own_random_state(run)
     log = run.dir / 'metrics.jsonl'
     if run.master and log.exists():    # what was logged after the checkpoint is about to be logged again
         lines = [line for line in log.read_text(encoding='utf-8').splitlines(keepends=True) if line.endswith('\n')]
         write_text(log, ''.join(line for line in lines if json.loads(line)['step'] < run.saved_step))
     if run.master:
         (run.dir / 'gate.json').unlink(missing_ok=True)        # the verdict on an earlier end
-    own_random_state(run)
     run.say(f'resumed {run.checkpoint} at step {run.saved_step}')
     return checkpoint
 
 
 def own_random_state(run):
-    """Give every rank but the first a random state of its own; that of the first goes on bit for bit."""
+    """Give every rank but the first a random state of its own."""
     if run.rank:
         torch.manual_seed(1_000_003 * run.config['seed'] + 7919 * run.rank + (run.saved_step or 0))
 
 
 def start_over(run):
-    """Rename what an earlier run left in the folder to `.old`, so that a forgotten --resume=true loses nothing."""
+    """Rename what earlier runs left in the folder to `.old`, `.old2`, ..., so that a forgotten --resume=true loses
+    nothing, however often it is forgotten."""
+    names = 'ckpt.pt', 'metrics.jsonl', 'gate.json'
+    ending = next(ending for ending in ('.old', *(f'.old{n}' for n in range(2, 10_000)))
+                  if not any((run.dir / f'{name}{ending}').exists() for name in names))
     if run.config['resume']:
         run.say(f'nothing to resume: {run.checkpoint} does not exist, so this run starts afresh')
     elif run.checkpoint.exists():
-        run.say(f'starting afresh: {run.checkpoint} is kept as {run.checkpoint.name}.old')
-    for name in ('ckpt.pt', 'metrics.jsonl', 'gate.json'):
+        run.say(f'starting afresh: {run.checkpoint} is kept as {run.checkpoint.name}{ending}')
+    for name in names:
         if run.master and (run.dir / name).exists():
-            os.replace(run.dir / name, run.dir / f'{name}.old')
+            os.replace(run.dir / name, run.dir / f'{name}{ending}')
 
 
 def inherit(run, path, phase, made_by):

@@ -12,6 +12,7 @@ Reads:  out/p5/ckpt.pt, or P6's      Writes: out/sample/*.png, or the file named
 import random
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,6 +43,7 @@ dtype = 'auto'
 config = runtime.configure(globals())
 
 CHUNK = 16_384            # lines held in memory while a file is embedded
+LONGEST_LINE = 10_000     # characters of a line that are looked at: far more than any max_length tokens
 
 
 def build(arch):
@@ -60,7 +62,8 @@ class TextCanvas:
     def __init__(self, path='out/p5/ckpt.pt', device='auto', dtype='auto'):
         checkpoint = runtime.load_checkpoint(path, ('p5', 'p6'), 'bash runs/cpu.sh')
         self.device, self.arch, self.phase = runtime.find_device(device), checkpoint['arch'], checkpoint['phase']
-        self.has_prior = checkpoint['config'].get('lambda_prior', 0) > 0      # P6, and not its control
+        self.knobs = checkpoint['config']
+        self.has_prior = self.knobs.get('lambda_prior', 0) > 0                # P6, and not its control
         bf16 = runtime.find_dtype(dtype, self.device) == torch.bfloat16
         self.run = SimpleNamespace(device=self.device, autocast=lambda: torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=bf16))
@@ -93,7 +96,10 @@ class TextCanvas:
 
     def encode(self, sentences, batch_size=256, **_):
         """list[str] -> (N, E) float32 array of unit norm, the convention of sentence-embedding benchmarks: cosine is a
-        dot product. Other keyword arguments (show_progress_bar, ...) are accepted and ignored."""
+        dot product. Other keyword arguments (show_progress_bar, ...) are accepted and ignored; TypeError for one
+        sentence that is in no list."""
+        if isinstance(sentences, str):
+            raise TypeError('encode expects a list of sentences, not one string')
         z = np.zeros((len(sentences), self.arch['z_dim']), np.float32)
         for rows, _, part in self.forward(list(sentences), batch_size):
             z[rows] = part.float().cpu().numpy()
@@ -120,13 +126,18 @@ class TextCanvas:
 
 
 def counterfactuals(sentence, rand):
-    """{family: a sentence that says one thing differently} for a sentence that the checker can read, or {}."""
+    """[(family, sentence)]: the scene of a sentence with one thing changed, all that 40 draws of each family find, each
+    in the plainest words; [] for a sentence that the checker cannot read."""
     scene = data.parse(sentence)
     if scene is None:
-        return {}
-    changed = {family: next(filter(None, (data.counterfactual(scene, family, rand) for _ in range(50))), None)
-               for family in data.FAMILIES}
-    return {family: data.canonical(other, rand) for family, other in changed.items() if other}
+        return []
+    found = {}
+    for family in data.FAMILIES:
+        for _ in range(40):
+            other = data.counterfactual(scene, family, rand)
+            if other:
+                found.setdefault(data.canonical(other, lambda: 0.0), family)
+    return [(family, other) for other, family in found.items()]
 
 
 def rouge_l(a, b):
@@ -149,17 +160,19 @@ def describe(model, sentence, generator):
     print(f'read as      {plain}{unknown}')
     V, z = model.read([plain])
     print(f'said again   {model.say(V)[0]}')
-    said = list(dict.fromkeys(model.say(V.expand(paraphrases, -1, -1, -1), PARA, top_p, generator)))
+    said = list(dict.fromkeys(model.say(V.expand(paraphrases, -1, -1, -1), PARA, top_p, generator)))      # each once
     _, z_said = model.read(said)
     print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {'Graph F1':>8s}")
     for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True):
         f1 = f'{data.graph_f1(scene, data.parse(other)):8.2f}' if scene else f"{'-':>8s}"
         print(f"paraphrase   {cosine:6.2f}  {rouge_l(plain, other):7.2f}  {f1}  {other}")
+    if len(said) < paraphrases:
+        print(f"{'':12s} {paraphrases - len(said)} of {paraphrases} were drawn twice")
     changed = counterfactuals(plain, random.Random(seed).random)
     if changed:
-        _, others = model.read(list(changed.values()))
-        cosine, (family, other) = max(zip((others @ z[0]).tolist(), changed.items()))
-        print(f'nearest counterfactual {cosine:.2f}  {other}   ({family})')
+        _, others = model.read([other for _, other in changed])
+        cosine, (family, other) = max(zip((others @ z[0]).tolist(), changed))
+        print(f'nearest of {len(changed)} counterfactuals {cosine:.2f}  {other}   ({family})')
     sys.stdout.flush()                                     # the answer; matplotlib takes another second
     if figures:
         picture(model, plain, V, z)
@@ -196,7 +209,8 @@ def draw_canvases(model, n, generator):
     from p6_diffusion import ddim, noise_in, reading
     checked, shape = not model.arch['data']['corpus'], (n, model.arch['channels'], *2 * (model.arch['size'],))
     noise = torch.randn(shape, generator=generator).to(model.device)
-    V = ddim(partial(noise_in, model.nets['unet']), noise, 50, 0.0, None, model.run)
+    eta, steps = (model.knobs[name] for name in ('eta', 'sample_steps'))                # as P6 drew its own
+    V = ddim(partial(noise_in, model.nets['unet']), noise, steps, eta, generator, model.run)
     V = V * model.std.to(model.device) + model.mean.to(model.device)
     read, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, checked)
     for sentence in sentences:
@@ -211,21 +225,24 @@ def lines_of(path):
     """The lines of a file, whatever its bytes: what is no UTF-8 becomes U+FFFD, which normalisation drops."""
     try:
         with open(path, encoding='utf-8', errors='replace', newline='\n') as file:
-            for line in file:
+            while line := file.readline(LONGEST_LINE):
                 yield line.rstrip('\r\n')
+                while line and not line.endswith('\n') and len(line) == LONGEST_LINE:      # the rest of it
+                    line = file.readline(LONGEST_LINE)
     except OSError as error:
         runtime.fail(f'--embed={path}: {error.strerror}')
 
 
 def embed_file(model, path, to, with_canvas):
-    """Embed a file of any size line by line in bounded memory: row k of the output is line k. The files appear under
-    their names only when they are complete. Raises SystemExit(2), after one line, when one fails."""
+    """Embed a file of any number of lines in bounded memory: row k of the output is line k, of which the first
+    LONGEST_LINE characters are read. The files appear under their names only when they are complete. Raises
+    SystemExit(2), after one line, when one fails."""
     total, empty = sum(1 for _ in lines_of(path)), 0
     if not total:
         runtime.fail(f'--embed={path}: the file is empty')
     arch, to = model.arch, Path(to)
-    if to.suffix != '.npy':
-        runtime.fail(f'--out={to}: expects a name that ends in .npy')
+    if to.suffix != '.npy' or to.is_dir():
+        runtime.fail(f'--out={to}: expects the name of a file that ends in .npy')
     shapes = {to: ((total, arch['z_dim']), np.float32)}
     if with_canvas:
         shape = total, arch['channels'], arch['size'], arch['size']
@@ -237,10 +254,13 @@ def embed_file(model, path, to, with_canvas):
                   for name, (shape, kind) in shapes.items()]
     except OSError as error:
         runtime.fail(f'--out={to}: {error.strerror}')
-    bar = tqdm(total=total, unit=' lines', disable=not sys.stderr.isatty())
-    chunk, first, lines = [], 0, lines_of(path)
+    # In a log a line every half minute, on a terminal a bar.
+    bar = tqdm(total=total, unit=' lines', mininterval=0.1 if sys.stderr.isatty() else 30)
+    first, lines = 0, lines_of(path)
     while first < total:
-        chunk = [line for _, line in zip(range(min(CHUNK, total - first)), lines)]
+        chunk = list(islice(lines, min(CHUNK, total - first)))
+        if not chunk:
+            runtime.fail(f'--embed={path}: lost lines while it was read; {first} of {total} were embedded')
         empty += sum(not data.normalize(line) for line in chunk)
         for rows, V, z in model.forward(chunk, batch_size):
             at = np.array(rows) + first
@@ -261,8 +281,8 @@ def embed_file(model, path, to, with_canvas):
 def main():
     if not (text or interactive or embed or draw):
         runtime.fail('nothing to do: --text="a red cube is on a blue ball", --interactive=true, --embed=FILE, --draw=8')
-    if min(paraphrases, batch_size) < 1:
-        runtime.fail(f'--paraphrases={paraphrases} --batch_size={batch_size}: expects at least 1')
+    if min(paraphrases, batch_size) < 1 or draw < 0:
+        runtime.fail(f'--paraphrases={paraphrases} --batch_size={batch_size} --draw={draw}: expects at least 1, 1, 0')
     if embed and not Path(embed).is_file():
         runtime.fail(f'--embed={embed}: no such file')
     model = TextCanvas(init_from, device, dtype)
@@ -282,6 +302,9 @@ def main():
             line = input('sentence> ')
         except (EOFError, KeyboardInterrupt):
             break
+        except UnicodeDecodeError:
+            print('that was no UTF-8; type it again', file=sys.stderr)
+            continue
         if not line.strip():
             break
         describe(model, line, generator)

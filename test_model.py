@@ -1,5 +1,6 @@
 """Tests of model.py: shapes, masks, causality, the cache, sampling, and that encoder and decoder can learn."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -446,7 +447,8 @@ def test_nucleus_rows_are_independent_and_masks_are_kept():
 
 def test_compiling_leaves_the_keys_of_a_state_dict_clean(monkeypatch):
     nets, compiled = {'encoder': encoder(), 'decoder': decoder(), 'readout': Readout(C, Z, 24)}, []
-    monkeypatch.setattr(nn.Module, 'compile', lambda net: compiled.append(net))  # the real one imports for seconds
+    monkeypatch.setattr(nn.Module, 'compile', lambda net, **_: compiled.append(net))  # the real one imports for seconds
+    monkeypatch.setattr(torch, '_dynamo', SimpleNamespace(config=SimpleNamespace()), raising=False)
 
     class Run:
         config, device = {'compile': True}, torch.device('cpu')

@@ -11,6 +11,7 @@ import random
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,21 @@ def test_report_of_the_chain(chain, monkeypatch, capsys):
     assert not re.search(r'(src|href)="(?!data:image/png;base64,|#)', text), 'one file, nothing outside it'
     shown = {title for _, _, panels, _ in report.DASHBOARDS for title in panels}
     assert shown <= {title for title, *_ in plot.PANELS}
+
+
+def test_report_shows_the_prior_and_not_its_control_and_the_gate_of_p7(chain, tmp_path):
+    folder = tmp_path / 'out'
+    shutil.copytree(chain.folder / 'out', folder)
+    shutil.copytree(folder / 'p6', folder / 'p6_control')
+    about = json.loads((folder / 'p6_control/run.json').read_text())
+    about['config']['lambda_prior'] = 0.0
+    (folder / 'p6_control/run.json').write_text(json.dumps(about))
+    (folder / 'p7').mkdir()
+    (folder / 'p7/gate.json').write_text(json.dumps({'phase': 'p7', 'pass': False, 'criteria': [
+        {'name': 'dropping tv shows', 'target': '>= 1', 'measured': 0, 'pass': False}]}))
+    run([str(ROOT / 'plot.py'), f'--out={folder}', '--html=true'])
+    text = (folder / 'report.html').read_text(encoding='utf-8')
+    assert 'P6_CONTROL' not in text and 'P6: ' in text and 'dropping tv shows' in text
 
 
 def test_report_refuses_in_one_line(tmp_path, monkeypatch, capsys):
@@ -562,6 +578,37 @@ def test_encode_is_the_convention_of_embedding_benchmarks(model):
     assert V.shape == (7, 6, 32, 32) and again.numpy() == pytest.approx(z, abs=1e-5)
 
 
+def test_nearest_counterfactuals_differ_in_one_thing():
+    sentence = 'two red cubes are under a blue ball'
+    found = sample.counterfactuals(sentence, random.Random(0).random)
+    assert {family for family, _ in found} == set(data.FAMILIES) and len(found) > 30
+    assert len({other for _, other in found}) == len(found)
+    for family, other in found:
+        if family == 'colour':      # the other words stay as they are
+            assert sum(a != b for a, b in zip(other.split(), sentence.split(), strict=True)) == 1, other
+    assert all(data.meaning(data.parse(other)) != data.meaning(data.parse(sentence)) for _, other in found)
+    assert sample.counterfactuals('nobody was there', random.random) == []
+
+
+def test_encode_wants_a_list(model):
+    with pytest.raises(TypeError, match='a list of sentences'):
+        model.encode('a red cube')
+
+
+def test_a_line_without_end_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, 'LONGEST_LINE', 10)
+    path = tmp_path / 'long.txt'
+    path.write_text('a red cube on a ball\nshort\n123456789\n1234567890\nlast')
+    assert list(sample.lines_of(path)) == ['a red cube', 'short', '123456789', '1234567890', 'last']
+
+
+def test_a_file_that_shrinks_while_it_is_embedded_is_said(here, model, monkeypatch, capsys):
+    monkeypatch.setattr(sample, 'lines_of', lambda path, lengths=iter((5, 2)): iter(['a red cube'] * next(lengths)))
+    with pytest.raises(SystemExit):
+        sample.embed_file(model, 'shrinks.txt', 'short.npy', with_canvas=False)
+    assert '2 of 5 were embedded' in capsys.readouterr().err and not Path('short.npy').exists()
+
+
 def test_embed_a_file(here, model, monkeypatch, capsys):
     monkeypatch.setattr(sample, 'CHUNK', 3)
     Path('lines.txt').write_bytes(b'A red cube is on a blue ball!\r\n\n\xff\xfe a ball\nred\ngreen\n\n' + b'red ' * 300)
@@ -580,7 +627,7 @@ def test_sample_speaks(here, capsys):
          '--walk=3'])
     out = capsys.readouterr().out
     for start in ('read as      two red cubes are under a blue ball\n', 'said again ', 'paraphrase ',
-                  'nearest counterfactual ', 'cosine ', '        0.00 ', '        0.50 ', '        1.00 ',
+                  'nearest of ', 'cosine ', '        0.00 ', '        0.50 ', '        1.00 ',
                   'the checker reads '):
         assert start in out
     names = {path.name for path in Path('shown').iterdir()}
@@ -613,9 +660,11 @@ def test_sample_answers_until_an_empty_line(here, monkeypatch, capsys):
     ([], 'nothing to do'), (['--text=a', '--init_from=nowhere.pt'], 'bash runs/cpu.sh'),
     (['--text=a', '--init_from=out/p1/ckpt.pt'], 'not of p5 or p6'), (['--draw=2'], 'no diffusion prior'),
     (['--embed=nowhere.txt'], 'no such file'), (['--embed=empty.txt'], 'the file is empty'),
-    (['--embed=good.txt', '--out=z.txt'], 'ends in .npy'), (['--text=a', '--paraphrases=0'], 'at least 1')])
+    (['--embed=good.txt', '--out=z.txt'], 'ends in .npy'), (['--text=a', '--paraphrases=0'], 'at least 1'),
+    (['--draw=-1'], 'at least 1'), (['--embed=good.txt', '--out=folder.npy'], 'name of a file')])
 def test_sample_refuses_in_one_line(here, bad_files, capsys, words, hint):
     Path('good.txt').write_text('a red cube\n')
+    Path('folder.npy').mkdir(exist_ok=True)
     with pytest.raises(SystemExit) as stop:
         run([str(ROOT / 'sample.py'), *words])
     error = capsys.readouterr().err

@@ -426,6 +426,13 @@ def test_common_is_what_unrelated_canvases_share():
     assert 0.65 * power < priors.common_loss(V).item() < 1.35 * expected             # 128 pairs of a noisy product
 
 
+def test_the_priors_see_two_rows_at_least():
+    V = torch.arange(16.0)[:, None, None, None]
+    assert priors.seen(V, 4, 64).flatten().tolist() == [0, 4, 8, 12]
+    assert priors.seen(V[:4], 4, 16).flatten().tolist() == [0, 2], 'a small part still has a pair for common_loss'
+    assert priors.seen(V, 1, 0).flatten().tolist() == [0, 1] and len(priors.seen(V[:1], 4, 8)) == 1
+
+
 def test_common_sees_a_patch_whose_sign_varies():
     patch = torch.zeros(32, 32)
     patch[8:14, 8:14] = 3

@@ -348,7 +348,8 @@ def test_tensorboard_gets_the_scalars_and_the_figures(settings):
     runtime.save(run, 2, nets, runtime.adamw(nets, 0.1, 0.1), runtime.EMA(nets, 0.9), metrics={}, arch={})
     run.tensorboard.flush()
     events = EventAccumulator(str(run.dir)).Reload()
-    assert events.Tags()['scalars'] == ['train/loss'] and events.Scalars('train/loss')[0].step == 2
+    assert sorted(events.Tags()['scalars']) == ['train/alpha/0', 'train/alpha/1', 'train/loss']
+    assert events.Scalars('train/loss')[0].step == 2 and events.Scalars('train/alpha/1')[0].value == 1
     assert events.Tags()['images'] == ['montage'] and [e.step for e in events.Images('montage')] == [2]
 
 
@@ -457,6 +458,41 @@ def test_starting_over_keeps_the_old_run(tmp_path, capsys):
     assert 'kept as ckpt.pt.old' in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ['ckpt.pt.old', 'gate.json.old']
     assert runtime.load_checkpoint(tmp_path / 'ckpt.pt.old', 'p9', '')['step'] == 5
+    runtime.save(run, 0, nets, optimizer, ema, metrics={}, arch={})                 # forgotten again
+    assert runtime.resume(*trained(tmp_path)) is None
+    assert 'kept as ckpt.pt.old2' in capsys.readouterr().out
+    kept = [runtime.load_checkpoint(tmp_path / f'ckpt.pt{ending}', 'p9', '')['step'] for ending in ('.old', '.old2')]
+    assert kept == [5, 0]
+
+
+def test_each_rank_goes_on_with_its_own_random_state(tmp_path, monkeypatch):
+    run, nets, optimizer, ema = trained(tmp_path)
+    states = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        states.append(runtime.random_state(run))
+
+    def gathered(into, own):
+        into[:] = states
+    monkeypatch.setattr(runtime.dist, 'all_gather_object', gathered)
+    run.world = 2
+    runtime.save(run, 5, nets, optimizer, ema, metrics={}, arch={})
+    for rank, world, expected in ((0, 2, 0), (1, 2, 1), (0, 1, None), (1, 4, None)):
+        run, *rest = trained(tmp_path, resume=True)
+        run.rank, run.world, run.master, run.config['seed'] = rank, world, False, 0
+        torch.manual_seed(99)
+        runtime.resume(run, *rest)
+        assert [torch.equal(torch.get_rng_state(), state['cpu']) for state in states] == [
+            expected == i for i in range(2)]
+
+
+def test_a_disk_that_refuses_is_one_line_wherever_it_is_written_to(tmp_path, capsys):
+    run = make_run(tmp_path)
+    run.on_error(OSError, OSError(28, 'No space left on device', 'out/p1/plots/montage.png'), None)
+    error = capsys.readouterr().err
+    assert error.startswith('error: cannot write out/p1/plots/montage.png: No space left') and error.count('\n') == 1
+    run.on_error(ValueError, ValueError('a bug'), None)
+    assert 'ValueError: a bug' in capsys.readouterr().err, 'a mistake of ours is still shown whole'
 
 
 def test_resume_refuses_other_sizes(tmp_path, capsys):
@@ -527,12 +563,15 @@ def test_load_checkpoint_refuses_in_one_line(tmp_path, capsys):
     run, nets, optimizer, ema = trained(tmp_path)
     runtime.save(run, 5, nets, optimizer, ema, metrics={}, arch={})
     whole = run.checkpoint.read_bytes()
-    truncated, hostile, foreign = tmp_path / 'truncated.pt', tmp_path / 'hostile.pt', tmp_path / 'foreign.pt'
+    truncated, hostile, foreign, partial = (tmp_path / f'{name}.pt'
+                                            for name in ('truncated', 'hostile', 'foreign', 'partial'))
     truncated.write_bytes(whole[:len(whole) // 2])
     torch.save({'phase': 'p9', 'nets': Hostile(tmp_path / 'trace')}, hostile)
     torch.save([1, 2], foreign)
+    torch.save({'phase': 'p9'}, partial)
     for path, phase, hint in ((tmp_path / 'no.pt', 'p9', 'does not exist'), (truncated, 'p9', 'truncated'),
                               (hostile, 'p9', 'no checkpoint of ours'), (foreign, 'p9', 'no checkpoint of ours'),
+                              (partial, 'p9', 'no checkpoint of ours'),
                               (run.checkpoint, 'p1', 'of p9, not of p1'),
                               (run.checkpoint, ('p1', 'p2'), 'not of p1 or p2')):
         line = stops(capsys, runtime.load_checkpoint, path, phase, 'python p9_toy.py --fast=true')

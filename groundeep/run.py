@@ -88,6 +88,7 @@ watch = 200                      # validation images that the diagnostics of eac
 save_every = 5                   # epochs between checkpoints
 config = runtime.configure(globals())
 
+HOLDS = ('step', 'config', 'net', 'rng')     # keys of a checkpoint
 # What may differ between a checkpoint and the run that goes on from it.
 FREE = {'out_dir', 'resume', 'device', 'folder', 'chain_steps', 'samples', 'name_upto', 'draw_upto', 'judge_epochs',
         'permutations', 'save_every', 'hot_gibbs', 'hot', 'watch'}
@@ -229,7 +230,7 @@ def restore(run, joint):
     if not (run.config['resume'] and run.checkpoint.exists()):
         runtime.start_over(run)
         return 0
-    checkpoint = runtime.load_checkpoint(run.checkpoint, run.phase, 'python -m groundeep.run --resume=false')
+    checkpoint = runtime.load_checkpoint(run.checkpoint, run.phase, 'python -m groundeep.run --resume=false', HOLDS)
     for key, value in checkpoint['config'].items():
         if key not in FREE and run.config.get(key) != value:
             runtime.fail(f'{run.checkpoint} was made with --{key}={runtime.as_text(value)}, not '
@@ -251,7 +252,7 @@ def take_over(joint, config):
     """With --unimodal, copy the image DBN and the text RBM of that checkpoint; SystemExit(2), after one line, when it
     was made with other settings of theirs."""
     path = config['unimodal']
-    checkpoint = runtime.load_checkpoint(path, 'groundeep', 'python -m groundeep.run')
+    checkpoint = runtime.load_checkpoint(path, 'groundeep', 'python -m groundeep.run', HOLDS)
     for key, value in checkpoint['config'].items():
         if (key in stimuli.SETTINGS or key.startswith(('image_', 'text_')) or key == 'batch_size') \
                 and config[key] != value:

@@ -19,15 +19,15 @@ from latents import knn_predictions, print_table
 
 def spaces(model, train, split, latent_dim, device, seed):
     """{name: (train (N, D), split (M, D), map of (P, D) back to images (P, 784))} of the latent and its baselines."""
-    if latent_dim > min(len(train), 784):
+    if latent_dim > len(train):
         settings.fail(f'PCA of {latent_dim} dimensions needs as many training digits, but there are {len(train)}')
     pca = PCA(latent_dim, random_state=seed).fit(train.flat())
     return {'latent': (autoencoders.encode(model, train.images, device),
                        autoencoders.encode(model, split.images, device),
                        lambda Z: autoencoders.decode(model, Z, device).flatten(1).numpy()),
             'raw pixels': (train.flat(), split.flat(), lambda X: X),
-            f'PCA-{latent_dim}': (pca.transform(train.flat()), pca.transform(split.flat()),
-                                  lambda Z: pca.inverse_transform(Z).clip(0, 1).astype(np.float32))}
+            'PCA': (pca.transform(train.flat()), pca.transform(split.flat()),
+                    lambda Z: pca.inverse_transform(Z).clip(0, 1).astype(np.float32))}
 
 
 def main():

@@ -33,7 +33,7 @@ import settings
 from analyze_autoencoder import spaces
 from latents import knn_predictions, print_table, subset
 
-NEIGHBORS = 12          # of trustworthiness and continuity; with fewer than 40 points, less
+NEIGHBORS = 12          # of trustworthiness and continuity
 LID_NEIGHBORS = 20      # of the intrinsic dimension
 PAIRS = 1000            # midpoints of either kind
 JUDGE_DIGITS = 5000     # at most so many training digits teach the classifier
@@ -82,16 +82,15 @@ def interpolation_smoothness(Z, labels, to_images, judge, generator):
 
 def measure(X, Z, y, knn_accuracy, to_images, judge, k, metric, seed):
     """All measures of one space: pixels X (N, 784) and points Z (N, D) of the same digits, labels y (N,)."""
-    near = min(NEIGHBORS, len(X) // 3 - 1)
     smoothness, parts = interpolation_smoothness(Z, y, to_images, judge, np.random.default_rng(seed))
-    metrics = {'trustworthiness': float(trustworthiness(X, Z, n_neighbors=near)),
-               'continuity': float(trustworthiness(Z, X, n_neighbors=near)),
+    metrics = {'trustworthiness': float(trustworthiness(X, Z, n_neighbors=NEIGHBORS)),
+               'continuity': float(trustworthiness(Z, X, n_neighbors=NEIGHBORS)),
                'neighborhood_hit': neighborhood_hit(Z, y, k, metric),
                'silhouette': float(silhouette_score(Z, y)),
                'knn_accuracy': knn_accuracy,
                'interpolation_smoothness': smoothness}
     terms = [(metrics[name] + 1) / 2 if name == 'silhouette' else metrics[name] for name in PARTS]
-    distances, _ = NearestNeighbors(n_neighbors=min(LID_NEIGHBORS, len(Z) - 1)).fit(Z).kneighbors()   # self left out
+    distances, _ = NearestNeighbors(n_neighbors=LID_NEIGHBORS).fit(Z).kneighbors()   # self left out
     return {'manifold_score': float(np.mean(terms))} | metrics | {
         'interpolation': parts, 'intrinsic_dimension': intrinsic_dimension(distances)}
 
@@ -99,7 +98,8 @@ def measure(X, Z, y, knn_accuracy, to_images, judge, k, metric, seed):
 def main():
     p = settings.parser(__doc__)
     p.add_argument('--checkpoint', help='instead of output.checkpoint_path')
-    p.add_argument('--split', choices=('train', 'val', 'test'), default='test')
+    p.add_argument('--split', choices=('val', 'test'), default='test',
+                   help='training digits would vote for themselves')
     p.add_argument('--max-points', type=settings.positive, default=2000,
                    help='digits of the split that are compared, at random: the measures need all pairs of them')
     args = p.parse_args()

@@ -150,22 +150,23 @@ def epoch_path(config, epoch):
     return path.with_name(f'{path.stem}_epoch{epoch:03d}{path.suffix or ".pt"}')
 
 
-def keep(config, model, epochs, source):
+def keep(config, model, epochs, source, train_digits):
     """After an epoch: the checkpoints that are due, and the report of the epochs so far.
 
-    epochs: one dict an epoch, with 'epoch' and 'seconds'; source: which data, in words.
+    epochs: one dict an epoch, with 'epoch', 'steps' and 'seconds'; source: which data, in words; train_digits: how
+    many. The checkpoint of the last epoch says that the run has ended, so it comes after the report.
     """
     output, epoch = config['output'], epochs[-1]['epoch']
+    write_json(output['report_path'], {
+        'experiment': config['experiment']['name'], 'data': source, 'train_digits': train_digits, 'config': config,
+        'parameters': parameter_counts(model), 'device': str(next(model.parameters()).device),
+        'threads': torch.get_num_threads(), 'torch': torch.__version__,
+        'steps': sum(e['steps'] for e in epochs), 'seconds': sum(e['seconds'] for e in epochs),
+        'cpu_seconds': sum(e['cpu_seconds'] for e in epochs), 'epochs': epochs})
     if epoch == config['training']['epochs']:
         save(output['checkpoint_path'], model, config, epoch, epochs[-1])
     if output['save_every_n_epochs'] and epoch % output['save_every_n_epochs'] == 0:
         save(epoch_path(config, epoch), model, config, epoch, epochs[-1])
-    write_json(output['report_path'], {
-        'experiment': config['experiment']['name'], 'data': source, 'config': config,
-        'parameters': parameter_counts(model), 'device': str(next(model.parameters()).device),
-        'threads': torch.get_num_threads(), 'torch': torch.__version__,
-        'seconds': sum(e['seconds'] for e in epochs), 'cpu_seconds': sum(e['cpu_seconds'] for e in epochs),
-        'epochs': epochs})
 
 
 def load(config, device, path=None):

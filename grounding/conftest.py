@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from small_run import MAP, NAME, call, fake_digits, options, write_idx
+from small_run import MAP, call, fake_digits, options, write_idx
 
 
 @pytest.fixture(scope='session')

@@ -32,12 +32,11 @@ IMAGES, LABELS = 0x00000803, 0x00000801                      # magic numbers: un
 
 
 class Digits:
-    """One split. images (N, 1, 28, 28) float32 in [0, 1]; labels (N,) int64; source: in words, what it was cut from."""
+    """One split. images (N, 1, 28, 28) float32 in [0, 1]; labels (N,) int64."""
 
-    def __init__(self, images, labels, source):
+    def __init__(self, images, labels):
         self.images = torch.from_numpy(np.ascontiguousarray(images)).float().div(255).unsqueeze(1)
         self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.source = source
 
     def __len__(self):
         return len(self.labels)
@@ -62,8 +61,8 @@ def load(config):
     chosen['train'] = left[balanced(pool_labels[left], data['train_samples'], generator, 'train_samples',
                                     source + ', less validation')]
     chosen['test'] = balanced(test_labels, data['test_samples'], generator, 'test_samples', source)
-    splits = {name: Digits(pool[chosen[name]], pool_labels[chosen[name]], source) for name in ('train', 'val')}
-    splits['test'] = Digits(test[chosen['test']], test_labels[chosen['test']], source)
+    splits = {name: Digits(pool[chosen[name]], pool_labels[chosen[name]]) for name in ('train', 'val')}
+    splits['test'] = Digits(test[chosen['test']], test_labels[chosen['test']])
     counts = ', '.join(f'{len(splits[name]):,} {name}' for name in ('train', 'val', 'test'))
     return splits, f'data: {source}; used {counts}'
 
@@ -180,9 +179,9 @@ def batches(images, batch_size, repeats, num_workers, seed, progress=''):
 def augment(x, settings):
     """x (B, 1, 28, 28) in [0, 1], each image changed in its own way, drawn from torch's global generator.
 
-    settings, the section self_supervised: largest translation (pixels, either axis), rotation (degrees), scale
-    (relative change), intensity (relative change), noise (standard deviation), masking (side of a black square,
-    pixels). Brightening saturates: it changes only ink that is not yet white, of MNIST's about half.
+    settings, the section self_supervised, holds the largest translation (pixels, either axis), rotation (degrees),
+    scale (relative change), intensity (relative change), noise (standard deviation) and masking (side of a black
+    square, pixels). Brightening saturates: it changes only ink that is not yet white, of MNIST's about half.
     """
     B, device = len(x), x.device
     uniform = lambda limit: (2 * torch.rand(B, device=device) - 1) * limit           # noqa: E731

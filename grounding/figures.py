@@ -15,8 +15,8 @@ import digits
 import settings
 from latents import l2_normalize, read_json, subset, umap_map
 
-# The colours of the pages (scene.js): Tol's "muted" scheme, with dark grey as the tenth.
-PALETTE = ('#cc6677', '#332288', '#c9b458', '#117733', '#5bb5e0', '#882255', '#44aa99', '#999933', '#aa4499', '#555555')
+# The colours of the pages (scene.js).
+PALETTE = ('#f27697', '#5000ce', '#c0c675', '#1a691b', '#847fff', '#270028', '#3cc0f0', '#e4b40c', '#971c96', '#4b4745')
 COLUMNS = 12             # digits in the figure of reconstructions
 matplotlib.rcParams.update({'font.size': 9, 'axes.titlesize': 9.5, 'axes.titlelocation': 'left', 'savefig.dpi': 160,
                             'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False})
@@ -44,7 +44,8 @@ def scatter(points, labels, title):
             ax.scatter(*members.T, s=5, color=PALETTE[c], alpha=0.7, linewidths=0)
             ax.annotate(str(c), np.median(members, axis=0), fontsize=14, weight='bold', color=PALETTE[c], ha='center',
                         va='center', bbox={'boxstyle': 'circle,pad=0.15', 'fc': 'white', 'ec': 'none', 'alpha': 0.8})
-    ax.set(xticks=[], yticks=[], title=title, xlabel='UMAP 1', ylabel='UMAP 2')
+    ax.set(xticks=[], yticks=[], xlabel='UMAP 1', ylabel='UMAP 2')
+    ax.set_title(title, fontsize=8)
     return fig
 
 
@@ -77,6 +78,8 @@ def main():
     model, epoch = autoencoders.load(config, device, args.checkpoint)
     splits, source = digits.load(config)
     print(source)
+    if args.max_points < 12:
+        settings.fail(f'--max-points {args.max_points}: a UMAP needs at least 12')
     split, seed, name = splits[args.split], config['experiment']['seed'], config['experiment']['name']
     chosen = subset(split, args.max_points, seed)
     images = split.images[chosen]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import settings
+from latents import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
@@ -101,6 +102,8 @@ def main():
             return playground.milliseconds;
         }''', PROBES)
         reference = page.evaluate('document.getElementById("facts").textContent')
+    cloud = Path(args.root) / 'artifacts' / f'{args.name}_{args.split}_latent_points.json'
+    print(read_json(cloud, 'generate_latent_points.py')['data'])
     print(f'{reference}; headless Chromium, WebGL in software')
     print(f'viewer      {points:,} points   {(after[0] - before[0]) / (after[1] - before[1]) * 1000:.1f} frames/s')
     print(f'one probe   {len(milliseconds)} probes   p50 {np.percentile(milliseconds, 50):.1f} ms   '

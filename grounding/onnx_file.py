@@ -17,7 +17,7 @@ BATCHES = (1, 2, 17)    # sizes that are compared
 def export(module, example, input_name, output_name, path):
     """Write module (on the CPU, in evaluation mode) to path; returns the largest difference over the compared batches.
 
-    example: inputs (17, ...), of the kind the page will send. Raises SystemExit(1) above TOLERANCE, writing nothing.
+    example: inputs (17, ...) in the range of the page's. Raises SystemExit(1) above TOLERANCE, writing nothing.
     """
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     with warnings.catch_warnings():

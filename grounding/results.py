@@ -1,14 +1,16 @@
 """The table of this folder's README: six experiments x seeds, trained, analysed and put side by side, mean ± sd.
 
 Seed after seed, so that a table that is interrupted is whole up to a seed. A run whose files are all there is not
-repeated: the same command goes on where it stopped (delete --out to start anew), and with --table it only prints.
+repeated: the same command goes on where it stopped, and ends in one line where a file was made with other settings or
+other digits (delete it, or give another --out). With --table it only prints.
 One thread and an idle machine make the training times comparable: OMP_NUM_THREADS=1 python grounding/results.py …
 
 Reads:  the configs, MNIST from data.root
-Writes: --out/seedN/<experiment name>*.{pt,json}, --out/results.json
+Writes: --out/seedN/<experiment name>*.{pt,json}; without --table --out/results.json
     python grounding/results.py --data_root data/mnist --seeds 0,1,2
 """
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -16,7 +18,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import settings
 from latents import read_json
@@ -26,8 +27,8 @@ CONFIGS = sorted((FOLDER / 'configs').glob('*.yaml'))
 TRAINERS = ('train_naive_autoencoder.py', 'train_naive_covnet_autoencoder.py', 'train_naive_covnet_autoencoder.py',
             'train_covnet.py', 'train_covnet.py', 'train_covnet.py')           # of configs 0 to 5
 COLUMNS = {'parameters': 0, 'kNN accuracy': 4, 'manifold score': 3, 'trustworthiness': 3, 'continuity': 3,
-           'neighborhood hit': 3, 'silhouette': 3, 'interpolation': 3, 'dimension': 1,
-           'epochs': 0, 'CPU-seconds': 0}                                      # column -> decimals
+           'neighborhood hit': 3, 'silhouette': 3, 'interpolation': 3, 'intrinsic dimension': 1,
+           'steps': 0, 'seconds': 0, 'CPU-seconds': 0}                         # column -> decimals
 PARTS = ('manifold_score', 'trustworthiness', 'continuity', 'neighborhood_hit', 'silhouette',
          'interpolation_smoothness', 'intrinsic_dimension')
 AIM = 0.96              # kNN accuracy of experiment 1
@@ -47,8 +48,8 @@ def numbers(text):
 def run(config, trainer, seed, args):
     """Train and analyse one experiment with one seed, each script in its own process.
 
-    Returns {'latent', 'raw pixels', 'PCA': {column: value}, 'data': what data it saw}, or None when --table forbids to
-    make what is missing.
+    Returns {'latent', 'raw pixels', 'PCA': {column: value}, 'data': what data it saw, 'train digits', 'made on'}, or
+    None when --table forbids to make what is missing.
     """
     name = settings.load_yaml(config)['experiment']['name']
     folder = Path(args.out) / f'seed{seed}'
@@ -56,10 +57,11 @@ def run(config, trainer, seed, args):
              'analysis_path': folder / f'{name}_analysis.json',
              'manifold_analysis_path': folder / f'{name}_manifold_metrics.json'}
     overrides = [*args.set, f'experiment.seed={seed}', 'output.save_every_n_epochs=0',
-                 *(f'output.{key}={path}' for key, path in paths.items())]
+                 *(f'output.{key}={json.dumps(str(path))}' for key, path in paths.items())]
     common = ['--config', config, *(word for text in overrides for word in ('--set', text))]
     if args.data_root:
         common += ['--data_root', args.data_root]
+    asked = settings.load_config(settings.parser('').parse_args(common))
     for script, product in ((trainer, 'checkpoint_path'), ('analyze_autoencoder.py', 'analysis_path'),
                             ('analyze_manifold.py', 'manifold_analysis_path')):
         if paths[product].exists():
@@ -71,15 +73,22 @@ def run(config, trainer, seed, args):
         if status:
             raise SystemExit(status)       # the step has said why
     training = read_json(paths['report_path'], trainer)
+    if training['config'] != asked:
+        settings.fail(f'{paths["report_path"]} was made with other settings; delete {folder}/{name}*, or give '
+                      'another --out')
     analysis = read_json(paths['analysis_path'], 'analyze_autoencoder.py')
     manifold = read_json(paths['manifold_analysis_path'], 'analyze_manifold.py')
-    accuracy = {space.split('-')[0]: r['knn_accuracy'] for space, r in analysis['spaces'].items()}
-    measures = {space.split('-')[0]: r for space, r in ({'latent': manifold} | manifold['baselines']).items()}
-    rows = {space: dict(zip(COLUMNS, (None, accuracy[space], *(measures[space][part] for part in PARTS), None, None)))
+    if not training['data'] == analysis['data'] == manifold['data']:
+        settings.fail(f'{folder}: the files of {name} saw different digits; delete them, or give another --out')
+    accuracy = {space: r['knn_accuracy'] for space, r in analysis['spaces'].items()}
+    measures = {'latent': manifold} | manifold['baselines']
+    rows = {space: dict(zip(COLUMNS, (None, accuracy[space], *(measures[space][part] for part in PARTS),
+                                      None, None, None)))
             for space in accuracy}
-    rows['latent'] |= {'parameters': training['parameters']['total'], 'epochs': len(training['epochs']),
-                       'CPU-seconds': training['cpu_seconds']}
-    return rows | {'data': training['data']}
+    rows['latent'] |= {'parameters': training['parameters']['total'], 'steps': training['steps'],
+                       'seconds': training['seconds'], 'CPU-seconds': training['cpu_seconds']}
+    return rows | {'data': training['data'], 'train digits': training['train_digits'],
+                   'made on': {key: training[key] for key in ('device', 'threads', 'torch')}}
 
 
 def cell(values, decimals):
@@ -102,8 +111,8 @@ def table(found):
             if key in printed:
                 continue
             printed.add(key)
-            train = next(iter(by_seed.values()))['data'].split('; used ')[-1].split(' train')[0]
-            title = f'**{stem}**' if space == 'latent' else f'{space}, {train} digits'
+            digits = next(iter(by_seed.values()))['train digits']
+            title = f'**{stem}**' if space == 'latent' else f'{space}, {digits:,} digits'
             lines.append(f'| {title} | {len(by_seed)} | ' + ' | '.join(cells) + ' |')
     return lines
 
@@ -158,12 +167,14 @@ def main():
     for stem, by_seed in found.items():
         for rows in by_seed.values():
             sources.setdefault(rows['data'], set()).add(stem[0])
-    lines = ['; '.join(f'{source} (experiments {", ".join(sorted(numbers))})' for source, numbers in sources.items()),
+    lines = ['; '.join(f'{source} (experiments {", ".join(sorted(which))})' for source, which in sources.items()),
              'mean ± sd over the seeds', '', *table(found), '', *aims(found)]
     print('\n'.join(lines))
+    if args.table:
+        return
     settings.write_json(Path(args.out) / 'results.json', {
-        'lines': lines, 'runs': found, 'torch': torch.__version__, 'python': platform.python_version(),
-        'cores': os.cpu_count(), 'machine': platform.machine()})
+        'lines': lines, 'runs': found, 'python': platform.python_version(), 'cores': os.cpu_count(),
+        'machine': platform.machine()})
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 // What both pages share: libraries from node_modules, files with readable errors, a cloud of labelled points in 3-D.
 
-// Ten colours that stay apart for colour-blind readers: Tol's "muted" scheme, with dark grey as the tenth.
-export const PALETTE = ['#cc6677', '#332288', '#c9b458', '#117733', '#5bb5e0',
-  '#882255', '#44aa99', '#999933', '#aa4499', '#555555'];
+// Ten colours found by search to stay apart for colour-blind readers; test_grounding.py measures how far.
+export const PALETTE = ['#f27697', '#5000ce', '#c0c675', '#1a691b', '#847fff',
+  '#270028', '#3cc0f0', '#e4b40c', '#971c96', '#4b4745'];
 const INSTALL = 'Install it once with "npm install --prefix grounding" in the repository, then reload this page.';
 
 // An error that the page shows as it is.
@@ -122,7 +122,7 @@ export function labelSprite(THREE, text, colour) {
     context.strokeText(text, size / 2, size / 2 + 4);
     context.fillText(text, size / 2, size / 2 + 4);
   });
-  const sprite = new THREE.Sprite(new THREE.SpriteMaterial({ map, depthTest: false }));
+  const sprite = new THREE.Sprite(new THREE.SpriteMaterial({ map, depthTest: false, fog: false }));
   sprite.scale.setScalar(0.17);
   sprite.renderOrder = 1;           // after the points
   return sprite;
@@ -141,8 +141,11 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
   container.append(renderer.domElement);
   const scene = new THREE.Scene();
   scene.background = new THREE.Color('#fbfaf7');
+  scene.fog = new THREE.Fog('#fbfaf7');                  // what is far is pale: the cue of depth in a still picture
   const camera = new THREE.PerspectiveCamera(45, 1, 0.01, 50);
-  camera.position.set(1.4, 0.9, 1.8);
+  const radii = points.map((p) => Math.hypot(...p)).sort((a, b) => a - b);
+  const radius = radii[Math.floor(0.95 * (radii.length - 1))] || 1;    // an outlier must not make the rest small
+  camera.position.set(1.4, 0.9, 1.8).setLength(2.7 * radius);
   const controls = new OrbitControls(camera, renderer.domElement);
   controls.enableDamping = true;
 
@@ -187,6 +190,8 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
   let frames = 0;
   renderer.setAnimationLoop(() => {
     controls.update();
+    const distance = camera.position.distanceTo(controls.target);
+    [scene.fog.near, scene.fog.far] = [distance - 0.6 * radius, distance + 2.2 * radius];
     renderer.render(scene, camera);
     frames += 1;
   });

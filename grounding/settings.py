@@ -42,13 +42,14 @@ DEFAULTS = {'data': {'download': False},
 METRICS = ('euclidean', 'cosine', 'manhattan')
 # (section, key) -> lowest and highest value
 LIMITS = {('data', 'val_samples'): (1, None), ('data', 'train_samples'): (1, None), ('data', 'test_samples'): (1, None),
-          ('model', 'latent_dim'): (1, None), ('training', 'batch_size'): (1, None), ('training', 'epochs'): (1, None),
+          ('model', 'latent_dim'): (1, 784), ('training', 'batch_size'): (1, None), ('training', 'epochs'): (1, None),
           ('training', 'learning_rate'): (1e-12, 1e30), ('training', 'weight_decay'): (0, None),
           ('training', 'num_workers'): (0, None), ('self_supervised', 'augmentations_per_sample'): (1, None),
           ('self_supervised', 'translation'): (0, 14), ('self_supervised', 'rotation'): (0, 180),
           ('self_supervised', 'scale'): (0, 0.9), ('self_supervised', 'intensity'): (0, 1),
           ('self_supervised', 'noise'): (0, 1), ('self_supervised', 'masking'): (0, 28),
-          ('output', 'save_every_n_epochs'): (0, None), ('analysis', 'k'): (1, None), ('experiment', 'seed'): (0, None)}
+          ('output', 'save_every_n_epochs'): (0, None), ('analysis', 'k'): (1, None),
+          ('experiment', 'seed'): (0, 2**32 - 1)}                        # what NumPy and scikit-learn take
 
 
 def fail(message, status=2):
@@ -239,14 +240,15 @@ def start(config):
     signal.signal(signal.SIGINT, lambda *_: fail('interrupted; files written before are whole', status=130))
     seed = config['experiment']['seed']
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
     name = config['training']['device']
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):              # no such name, no driver; CUDA is not built into this torch
+        torch.zeros(1, device=name).cpu()               # the device `meta` has a name, but no numbers
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError):     # no such name, no driver, not built into this torch
         fail(f'training.device: {name} is not available here; use auto or cpu')
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,6 +18,7 @@ from small_run import CONFIG, FOLDER, NAME, NOT_TESTED, call, fake_digits, optio
 if NOT_TESTED:
     pytest.skip(NOT_TESTED, allow_module_level=True)
 
+import matplotlib
 import onnxruntime
 import yaml
 from sklearn.neighbors import NearestNeighbors
@@ -24,6 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 import analyze_manifold
 import autoencoders
 import digits
+import figures
 import onnx_file
 import results
 import settings
@@ -145,10 +148,10 @@ REST = {'translation': 0, 'rotation': 0, 'scale': 0, 'intensity': 0, 'noise': 0,
 @pytest.mark.parametrize('kind', ['fake', 'real'])
 def test_augmentations(kind):
     if kind == 'fake':
-        x = digits.Digits(*fake_digits(40, seed=5), '').images
+        x = digits.Digits(*fake_digits(40, seed=5)).images
     else:
         (images, labels), _, _ = digits.read('/nowhere', False)
-        x = digits.Digits(images[::10], labels[::10], '').images
+        x = digits.Digits(images[::10], labels[::10]).images
     assert torch.allclose(digits.augment(x, REST), x, atol=1e-5)
     for key, limit in (('translation', 3), ('rotation', 30), ('scale', 0.3), ('intensity', 0.5), ('noise', 0.3),
                        ('masking', 20)):
@@ -288,7 +291,7 @@ def test_training_lowers_the_error(number, trainer, data_root, tmp_path, monkeyp
     assert (tmp_path / 'artifacts' / f'{name}_epoch003.pt').exists()
     call('analyze_autoencoder', *common)
     analysis = json.loads((tmp_path / 'artifacts' / f'{name}_analysis.json').read_text())
-    assert set(analysis['spaces']) == {'latent', 'raw pixels', 'PCA-8'}
+    assert set(analysis['spaces']) == {'latent', 'raw pixels', 'PCA'}
     for space in analysis['spaces'].values():
         confusion = np.array(space['confusion'])
         assert confusion.sum() == 100 and np.isclose(confusion.trace() / 100, space['knn_accuracy'])
@@ -317,6 +320,15 @@ def test_the_same_seed_trains_the_same_network(trained, tmp_path, monkeypatch):
     assert reports[0]['threads'] == reports[1]['threads']      # which the UMAP between the two once changed
     losses = [[epoch[key] for epoch in report['epochs'] for key in ('train_loss', 'val_loss')] for report in reports]
     assert losses[0] == losses[1]
+
+
+def test_steps_count_the_augmented_variants_and_dropout_is_in_the_network(trained):
+    report = json.loads((trained.artifacts / f'{NAME}_training.json').read_text())
+    assert report['steps'] == 6 * 100 * 4 // 20 and report['train_digits'] == 100
+    for number, expected in (('1', {0.0}), ('3', {0.2})):
+        path, = (FOLDER / 'configs').glob(f'{number}_*.yaml')
+        layers = autoencoders.build(config_of(path)).modules()
+        assert {layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)} == expected
 
 
 def test_checkpoints_that_do_not_fit(trained, tmp_path, monkeypatch, capsys):
@@ -394,7 +406,7 @@ def test_the_table_gives_spread_and_says_fail_where_an_aim_is_missed():
     def rows(latent):
         spaces = {space: dict.fromkeys(results.COLUMNS, 0.5) | {'kNN accuracy': accuracy}
                   for space, accuracy in (('raw pixels', 0.94), ('PCA', 0.955), ('latent', latent))}
-        return spaces | {'data': 'data: fake; used 500 train, 20 val, 100 test'}
+        return spaces | {'data': 'data: fake', 'train digits': 500}
     stems = [path.stem for path in results.CONFIGS]
     found = {stems[1]: {0: rows(0.94), 1: rows(0.96)}, stems[2]: {0: rows(0.90)},
              stems[4]: {0: rows(0.91), 1: rows(0.80)}}
@@ -410,6 +422,60 @@ def test_a_table_of_nothing_is_one_line(tmp_path, capsys, monkeypatch):
     assert 'no finished run' in error_of(capsys, results.main)
     monkeypatch.setattr(sys, 'argv', ['results.py', '--seeds', '0,x'])
     assert "'0,x' is not a list" in error_of(capsys, results.main)
+
+
+def test_a_finished_run_is_not_repeated_and_one_of_other_settings_is_no_part_of_the_table(
+        data_root, tmp_path, monkeypatch, capfd):
+    out = tmp_path / 'runs #2'                                       # what YAML takes for a comment
+    words = ['--experiments', '2', '--seeds', '0', '--out', str(out),
+             *map(str, options(data_root, training__epochs=2)[2:])]
+    monkeypatch.setattr(sys, 'argv', ['results.py', *words])
+    results.main()
+    first = capfd.readouterr().out
+    assert first.count('\n== ') + first.startswith('== ') == 3 and '| 1,' not in first
+    row = next(line for line in first.splitlines() if '**2_naive_covnet' in line)
+    assert f'| {2 * 100 // 50} |' in row                              # steps
+    saved = json.loads((out / 'results.json').read_text())
+    results.main()
+    assert '== ' not in capfd.readouterr().out
+    monkeypatch.setattr(sys, 'argv', ['results.py', '--table', *words])
+    (out / 'results.json').unlink()
+    results.main()
+    assert not (out / 'results.json').exists() and row in saved['lines']
+    monkeypatch.setattr(sys, 'argv', ['results.py', *words, '--set', 'model.latent_dim=4'])
+    with pytest.raises(SystemExit) as stopped:
+        results.main()
+    assert stopped.value.code == 2 and 'other settings' in capfd.readouterr().err
+
+
+def test_the_demo_asks_for_its_port_before_it_trains(data_root, capsys, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f'--port {port}: cannot be served on' in error_of(
+            capsys, call, 'demo', '--data_root', data_root, '--port', port)
+
+
+# ---- colours --------------------------------------------------------------------------------------------------------
+
+# Linear RGB as seen with normal vision, protanopia, deuteranopia, tritanopia (Machado et al. 2009, severity 1).
+VISION = (np.eye(3), [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+          [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+          [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]])
+
+
+def test_the_ten_colours_stay_apart_for_colour_blind_readers():
+    assert all(colour in (FOLDER / 'scene.js').read_text() for colour in figures.PALETTE)
+    rgb = np.array([matplotlib.colors.to_rgb(colour) for colour in figures.PALETTE])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    for seen in VISION:
+        xyz = (linear @ np.transpose(seen)).clip(0, 1) @ to_xyz.T / (0.9505, 1, 1.089)
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        lab = np.stack((116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])), 1)
+        apart = np.linalg.norm(lab[:, None] - lab, axis=2)[np.triu_indices(10, 1)]
+        assert apart.min() > 25                                          # CIE 1976 units; 2.3 is just noticeable
 
 
 # ---- exports --------------------------------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 Skipped, loudly, where Chromium, playwright or node_modules is missing; in CI (environment variable CI) that is an
 error. GROUNDING_SCREENSHOTS=FOLDER keeps a screenshot of each page.
 """
+import base64
+import io
 import itertools
 import json
 import os
 import shutil
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -53,8 +56,8 @@ def browser(base):
 
 @pytest.fixture
 def page(browser):
-    """The page, with the errors of its console in page.problems."""
-    browser.problems = []
+    """The page, with the errors of its console in page.problems and what it threw in page.exceptions."""
+    browser.problems, browser.exceptions = [], []
 
     def on_console(message):
         if message.type == 'error':
@@ -62,6 +65,7 @@ def page(browser):
 
     def on_error(error):
         browser.problems.append(str(error))
+        browser.exceptions.append(str(error))
     browser.on('console', on_console)
     browser.on('pageerror', on_error)
     yield browser
@@ -105,13 +109,11 @@ def projected(latent, assets):
     return weights @ np.array(assets['reference_points'])[nearest] / weights.sum()
 
 
-def regrounded(model, z, times):
-    """(E(D(z)), D(E(D(z)))) in PyTorch, times=1; z (latent_dim,)."""
+def regrounded(model, z):
+    """(E(D(z)), D(E(D(z)))) in PyTorch; z (latent_dim,)."""
     with torch.no_grad():
-        image = model.decoder(torch.tensor(z, dtype=torch.float32)[None])
-        for _ in range(times):
-            latent = model.encoder(image)
-            image = model.decoder(latent)
+        latent = model.encoder(model.decoder(torch.tensor(z, dtype=torch.float32)[None]))
+        image = model.decoder(latent)
     return latent[0].numpy(), image.flatten().numpy()
 
 
@@ -121,7 +123,7 @@ def screenshot(page, name):
         page.screenshot(path=Path(folder) / f'{name}.png')
 
 
-def test_the_viewer_loads_draws_and_shows_a_digit_on_hover(page, base):
+def test_the_viewer_loads_draws_and_shows_a_digit_on_hover(page, base, trained):
     measure_browser.open_page(page, base + VIEWER, 'window.viewer?.ready')
     page.wait_for_function('viewer.frames() > 3')
     assert page.evaluate('viewer.points.length') == 60
@@ -131,7 +133,13 @@ def test_the_viewer_loads_draws_and_shows_a_digit_on_hover(page, base):
     page.mouse.move(x, y)
     page.wait_for_function('viewer.hovered >= 0')
     assert page.locator('#tip').is_visible()
-    assert 'digit' in page.text_content('#tip')
+    cloud = json.loads((trained.artifacts / f'{NAME}_test_latent_points.json').read_text())
+    assert page.evaluate('viewer.hovered') == 0 and page.text_content('#tip') == f'digit {cloud["labels"][0]}, point 0'
+    pixels = np.frombuffer(base64.b64decode(cloud['images']), np.uint8)[:784]
+    shown = page.evaluate('''() => Array.from(document.querySelector('#tip canvas').getContext('2d')
+        .getImageData(0, 0, 28, 28).data)''')
+    assert np.abs(255 - np.array(shown[::4]) - pixels).max() <= 1
+    assert cloud['data'] in page.text_content('#data')
     screenshot(page, 'viewer')
     assert page.problems == []
 
@@ -151,6 +159,8 @@ def test_each_augmentation_moves_the_marker_and_changes_the_preview(page, base):
     move(page, 'rotation', 30)
     state(page)
     screenshot(page, 'probe')
+    x, y = page.evaluate('playground.screenOf(playground.marker)')
+    assert matplotlib.image.imread(io.BytesIO(page.screenshot()))[round(y), round(x), :3].max() < 0.2   # the dark ball
     assert page.problems == []
 
 
@@ -204,6 +214,13 @@ def test_drawing_with_the_mouse(page, base):
     assert drawn[8:20, 13:15].min() == 1 and drawn[:, :10].max() == 0        # an upright stroke in the middle
     page.click('#clear')
     assert max(state(page)['input']) == 0
+    move(page, 'translate_x', 6)                                 # a sheet that was moved is put back before it is drawn on
+    page.mouse.move(box['x'] + 0.25 * box['width'], box['y'] + box['height'] / 2)
+    page.mouse.down()
+    page.mouse.move(box['x'] + 0.75 * box['width'], box['y'] + box['height'] / 2)    # one jump: no gaps
+    page.mouse.up()
+    drawn = np.reshape(state(page)['input'], (28, 28))
+    assert drawn[13:15, 8:20].min() == 1 and drawn[:8].max() == 0
     assert page.problems == []
 
 
@@ -218,7 +235,7 @@ def test_interpolation_goes_from_one_regrounded_image_to_the_other(page, base, m
     for t in (0, 0.25, 0.5, 1):
         move(page, 't', t)
         shown = state(page)
-        latent, image = regrounded(model, (1 - t) * raw[a] + t * raw[b], times=1)
+        latent, image = regrounded(model, (1 - t) * raw[a] + t * raw[b])
         assert np.abs(np.array(shown['preview']) - image).max() < 1e-3
         assert np.allclose(shown['marker'], projected(latent, assets), atol=5e-3)
         marks.append(shown['marker'])
@@ -235,13 +252,13 @@ def test_points_are_picked_by_click_and_play_moves_t(page, base):
     page.click('#mode-interpolate')
     state(page)
     before = page.evaluate('playground.ends.slice()')
-    free = page.evaluate('''() => Array.from({ length: 60 }, (_, i) => [...playground.screenOf(i), i])
+    free = page.evaluate('''() => playground.points.map((point, i) => [...playground.screenOf(point), i])
         .filter(([x, y]) => document.elementFromPoint(x, y)?.parentElement?.id === 'view')''')
-    x, y, _ = free[-1]
+    x, y, index = free[-1]
     page.mouse.click(x, y)
     state(page)
     after = page.evaluate('playground.ends.slice()')
-    assert after[0] != before[0] and after[1] == before[1]                   # the first click sets A
+    assert after == [index, before[1]] != before                             # the first click sets A
     page.click('#play')
     page.wait_for_function('playground.t > 0.05')
     page.click('#play')
@@ -297,6 +314,9 @@ def test_a_missing_or_malformed_asset_gives_a_readable_message(page, base, train
         assert words in served(json.dumps(assets | change))
     assert 'is not JSON' in served('{"experiment": ')
     screenshot(page, 'message')
+    assert page.exceptions == []
+    for name in ('latent_space_viewer', 'interactive_latent_playground'):
+        assert 'must be served' in message(page, (FOLDER / f'{name}.html').as_uri())
 
 
 def test_without_node_modules_the_pages_say_how_to_install(page, trained, tmp_path):

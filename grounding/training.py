@@ -1,7 +1,7 @@
 """The loop of the three trainers, which differ in the configs that they take.
 
-The loss is the cross-entropy of the pixels: behind a sigmoid the squared error does not train, because where all
-pixels have gone black it has no gradient left.
+The loss is the cross-entropy of the pixels: behind a sigmoid the squared error can stall, because where all pixels have
+gone black it has next to no gradient left.
 """
 import math
 import time
@@ -25,6 +25,9 @@ def train(doc, script, architectures, plain=False):
     device = settings.start(config)
     splits, source = digits.load(config)
     print(source)
+    if config['analysis']['k'] > len(splits['train']):    # said before an epoch is spent
+        settings.fail(f'analysis.k is {config["analysis"]["k"]}, but there are only {len(splits["train"])} training '
+                      'digits')
     training, augmentation = config['training'], config['self_supervised']
     repeats = augmentation['augmentations_per_sample'] if augmentation['enabled'] else 1
     workers = settings.usable_workers(training['num_workers'])
@@ -60,8 +63,8 @@ def train(doc, script, architectures, plain=False):
                                     autoencoders.encode(model, splits['val'].images, device), **config['analysis'])
         accuracy = float((predicted == splits['val'].labels.numpy()).mean())
         epochs.append({'epoch': epoch, 'train_loss': train_loss, 'val_loss': val_loss, 'val_knn_accuracy': accuracy,
-                       'seconds': seconds, 'cpu_seconds': cpu_seconds})      # of the training, not of the neighbours
+                       'steps': len(loader), 'seconds': seconds, 'cpu_seconds': cpu_seconds})   # not of the neighbours
         print(f'epoch {epoch:3d}/{training["epochs"]}  train {train_loss:.5f}  val {val_loss:.5f}  '
               f'kNN {accuracy:.3f}  {seconds:.1f} s', flush=True)
-        autoencoders.keep(config, model, epochs, source)
+        autoencoders.keep(config, model, epochs, source, len(splits['train']))
     print(f'wrote {config["output"]["checkpoint_path"]} and {config["output"]["report_path"]}')

@@ -36,7 +36,7 @@ async function start() {
     const button = document.createElement('button');
     const canvas = document.createElement('canvas');
     button.append(canvas);
-    button.setAttribute('aria-label', `channel ${c + 1}, painted on by the brush`);
+    button.setAttribute('aria-label', `channel ${c}, painted on by the brush`);
     button.setAttribute('aria-pressed', 'true');
     button.onclick = () => {
       state.on[c] = !state.on[c];

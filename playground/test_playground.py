@@ -1,4 +1,4 @@
-"""The playground in a real browser, on a model that was trained for four steps: installed Chromium by Playwright.
+"""The playground in a real browser, on a small model that has learnt six sentences: installed Chromium by Playwright.
 
 Skipped, loudly, where something is missing (in CI that is an error). PLAYGROUND_SCREENSHOTS=FOLDER keeps screenshots.
 """
@@ -22,7 +22,8 @@ import data
 import p3_jitter
 import plot
 import priors
-from model import PARA
+from model import BOS, PARA
+from p1_canvas import reconstruction
 from playground.__main__ import HERE, server
 from playground.latency import browser, find_browser, open_page
 from sample import TextCanvas
@@ -49,9 +50,32 @@ def run(*words):
     signal.signal(signal.SIGINT, handler)
 
 
+TAUGHT = ('a red cube is on a blue ball', 'three black cones are behind a yellow disc', 'two rings are under a box',
+          'a cyan box is next to a brown ball', 'a green disc is inside a white ring', 'one torus is far from two dice')
+
+
+def teach(path, steps=150):
+    """Let the nets of a checkpoint learn six sentences by heart, so that what is read depends on the canvas."""
+    model, checkpoint = TextCanvas(path, 'cpu', 'float32'), torch.load(path, weights_only=True)
+    ids = model.tokens(TAUGHT)
+    x = torch.tensor([row + [data.PAD] * (max(map(len, ids)) - len(row)) for row in ids])
+    optimizer = torch.optim.Adam([p for net in model.nets.values() for p in net.parameters()], 3e-3)
+    for _ in range(steps):
+        V = model.nets['encoder'](x)
+        z = model.nets['readout'](V)
+        loss = sum(reconstruction(model.nets['decoder'], V, z, x, start) for start in (BOS, PARA))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert model.say(model.nets['encoder'](x)) == list(TAUGHT)
+    checkpoint['ema'] |= {name: net.state_dict() for name, net in model.nets.items()}
+    torch.save(checkpoint, path)
+
+
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """P1 to P5 as runs/smoke.sh has them, for one step each, and their export: .folder, .model (TextCanvas)."""
+    """P1 to P5 as runs/smoke.sh has them, for one step each, taught six sentences, and their export: .folder, .model
+    (TextCanvas)."""
     folder, before = tmp_path_factory.mktemp('playground'), os.getcwd()
     text = (ROOT / 'runs/smoke.sh').read_text().replace('\\\n', '').replace('$out', 'out')
     tiny = re.search(r'^tiny="(.*)"$', text, re.M)[1]
@@ -64,6 +88,7 @@ def exported(tmp_path_factory):
             for line in re.findall(r'^python (p[1-5]_.*)$', text, re.M):
                 script, *words = shlex.split(line.replace('$tiny', tiny))
                 run(ROOT / script, *words, '--max_steps=1', '--dtype=float32')
+            teach('out/p5/ckpt.pt')
             run(ROOT / 'export.py', '--init_from=out/p5/ckpt.pt', '--out=onnx', '--map_scenes=20')
         finally:
             os.chdir(before)
@@ -157,7 +182,9 @@ def test_typing_changes_the_canvas_and_it_is_pytorchs(page, exported):
         assert np.abs(np.array(page.evaluate('Array.from(playground.z)')) - z[0].numpy()).max() < 1e-3
         before = canvas(page)
     assert page.evaluate("document.getElementById('picture').toDataURL()") != pixels, 'and it is drawn'
-    assert page.evaluate('playground.milliseconds.length') > 0
+    times = page.evaluate('playground.milliseconds')
+    print(f'keystroke to canvas, small model: p50 {np.percentile(times, 50):.1f} ms, p95 {np.percentile(times, 95):.1f} ms')
+    assert 0 < min(times) and max(times) < 10_000
 
 
 def test_what_it_says_is_what_pytorch_says(page, exported):
@@ -168,21 +195,21 @@ def test_what_it_says_is_what_pytorch_says(page, exported):
                        for name in ('said', 'other'))
         assert said == exported.model.say(V)[0] and other == exported.model.say(V, PARA)[0]
         assert page.text_content('#other') == other
-        assert page.text_content('#said').split() == said.split() or not said
+        assert page.text_content('#said').split() == said.split() == sentence.split()
 
 
 def test_shuffling_blurring_and_resetting(page, exported):
-    V, logits = canvas(page), page.evaluate('Array.from(playground.said.logits)')
+    V, said = canvas(page), page.text_content('#said').split()
     slide(page, 'shuffle', 100)
     shuffled = canvas(page)
     assert (shuffled - V).abs().max() > 0.1
     assert torch.equal(shuffled.flatten(2).sort().values, V.flatten(2).sort().values), 'the same pixels'
     assert (shuffled == V).all(1).float().mean() < 0.05, 'elsewhere'
-    assert np.abs(np.subtract(page.evaluate('Array.from(playground.said.logits)'), logits)).max() > 1e-3
+    assert page.text_content('#said').split() != said == TAUGHT[0].split(), 'and other words'
     assert 'cosine with the canvas as painted' in page.text_content('#cosine')
     page.click('#reset')
     settle(page)
-    assert torch.equal(canvas(page), V) and page.is_disabled('#reset')
+    assert torch.equal(canvas(page), V) and page.is_disabled('#reset') and page.text_content('#said').split() == said
     slide(page, 'blur', 1.5)
     assert (canvas(page) - priors.gaussian_blur(V, 1.5)).abs().max() < 1e-4
     write(page, 'a cyan box is next to a brown ball')
@@ -244,11 +271,11 @@ def test_all_of_it_by_keyboard(page):
 
 
 def test_a_word_shows_where_it_looks(page):
-    if page.locator('#said button').count():         # a model of one step may say nothing
-        page.hover('#said button')
-        assert page.is_visible('#veil')
-        page.mouse.move(5, 5)
-        assert not page.is_visible('#veil')
+    assert page.locator('#said button').count() == 8
+    page.hover('#said button')
+    assert page.is_visible('#veil')
+    page.mouse.move(5, 5)
+    assert not page.is_visible('#veil')
     weights = np.array(page.evaluate('playground.said.attention.map((row) => Array.from(row))'))
     assert weights.shape[1] == page.evaluate('playground.model.about.cells') ** 2
     assert weights.sum(1) == pytest.approx(1.0, abs=1e-4)
@@ -278,16 +305,19 @@ def test_a_sentence_of_the_map_lands_on_its_point(page):
     assert page.text_content('#point').strip() in sentences
 
 
-@pytest.mark.parametrize('width, scheme', [(390, 'light'), (1280, 'dark')])
+@pytest.mark.parametrize('width, scheme', [(390, 'light'), (390, 'dark'), (1280, 'dark')])
 def test_phone_and_dark(chromium, base, width, scheme):
-    context = chromium.new_context(viewport={'width': width, 'height': 844}, color_scheme=scheme)
+    context, problems = chromium.new_context(viewport={'width': width, 'height': 844}, color_scheme=scheme), []
     page = context.new_page()
+    page.on('console', lambda message: problems.append(message.text) if message.type == 'error' else None)
+    page.on('pageerror', lambda error: problems.append(str(error)))
     open_page(page, base)
     assert page.evaluate('document.documentElement.scrollWidth') == width, 'nothing sticks out'
     paper = page.evaluate('getComputedStyle(document.body).backgroundColor')
     assert (int(re.search(r'\d+', paper)[0]) < 60) == (scheme == 'dark')
     screenshot(page, f'{width}_{scheme}')
     context.close()
+    assert problems == []
 
 
 def message(page, address):
