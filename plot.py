@@ -367,7 +367,10 @@ def sentence(a):
     panels = [*((f'channel {c}', channel) for c, channel in enumerate(V)), ('mean', V.mean(0))]
     columns = max(len(panels), 8)
     rows = 1 + -(-len(words) // columns)
-    fig, axes = figure(1.15 * columns, 1.3 * rows + 0.4, rows, columns)
+    height = 1.3 * rows + 0.4
+    fig = Figure(figsize=(1.15 * columns, height))         # laid out by hand: half the time, and somebody is waiting
+    axes = fig.subplots(rows, columns, squeeze=False, gridspec_kw={
+        'left': 0.01, 'right': 0.99, 'top': 1 - 0.6 / height, 'bottom': 0.05 / height, 'wspace': 0.06, 'hspace': 0.25})
     for ax in axes.flat:
         ax.axis('off')
     for ax, (name, channel) in zip(axes[0], panels):

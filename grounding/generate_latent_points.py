@@ -34,7 +34,8 @@ def main():
     cloud = {'experiment': config['experiment']['name'], 'split': args.split, 'data': source, 'num_points': len(chosen),
              'latent_dim': Z.shape[1], 'l2_normalized': args.l2_normalize, 'points': rounded(points, 4),
              'labels': split.labels[chosen].tolist(), 'images': base64.b64encode(pixels).decode()}
-    stems = dict.fromkeys((config['experiment']['name'], Path(args.config).stem))
+    name, config_name = config['experiment']['name'], settings.load_yaml(args.config)['experiment']['name']
+    stems = dict.fromkeys((name, Path(args.config).stem) if name == config_name else (name,))     # not under --set
     paths = [args.output] if args.output else [f'artifacts/{stem}_{args.split}_latent_points.json' for stem in stems]
     for path in paths:
         settings.write_json(path, cloud, indent=None)
