@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -342,7 +343,28 @@ def bench_canvases(on_a_gpu):
         if small and large:
             print(f'{label}: 48x48x8 (best at batch {large["batch"]}) does {large[kind] / small[kind]:.2f} of the '
                   f'sentences a second of 32x32x6 (best at batch {small["batch"]})')
+    canvases_figure(rows)
     return rows
+
+
+def canvases_figure(rows):
+    """Draw the rows of `measure_canvas` against the batch, out_dir/canvases.png: rates, the best of each marked, and
+    memory."""
+    fig, axes = plot.figure(9, 2.9, 1, 3, sharex=True)
+    panels = (('forward', 'Forward', 'sentences a second'), ('backward', 'Forward, priors and backward',
+              'sentences a second'), ('gigabytes', 'Peak memory', 'GiB'))
+    for ax, (kind, title, unit) in zip(axes[0], panels):
+        for (size, channels), colour in zip(sorted({(row['size'], row['channels']) for row in rows}), plot.SERIES):
+            curve = np.array([(row['batch'], row[kind]) for row in rows if row['size'] == size]).T
+            ax.plot(*curve, 'o-', ms=4, color=colour, label=f'{size}×{size}×{channels}')
+            if kind != 'gigabytes':
+                ax.plot(*curve[:, [curve[1].argmax()]], 'o', ms=9, mfc='none', color=colour)
+        ax.set_xscale('log', base=2)
+        ax.set_xticks(sorted({row['batch'] for row in rows}), sorted({row['batch'] for row in rows}))
+        ax.set_ylim(bottom=0)
+        ax.set(title=title, ylabel=unit, xlabel='batch (sentences)')
+    axes[0, 0].legend(title='canvas; circle: its best batch')
+    plot.save(fig, Path(out_dir) / 'canvases.png')
 
 
 def write_corpus(path, n):

@@ -28,15 +28,19 @@ override = ''             # words for run.py that every run gets
 dry_run = False           # list the commands, run nothing
 config = runtime.configure(globals())
 
+# After half of the joint epochs every other batch is free: collapse mitigation acts there.
+FREE_PHASE = '--clamp_share=0.5'
 ABLATIONS = {
-    'all devices': '',
-    'no balancing': '--balance=false',
-    'no warm-up, no clamping': '--warmup=false',
-    'with enumeration of texts': '--enumeration=true',
+    'default': '',
+    'no clamping': '--warmup=false',
+    'no enumeration of texts': '--enumeration=false',
     'no hot Gibbs': '--hot_gibbs=false',
-    'no gain control': '--gain=false',
-    'no collapse mitigation': '--mitigation=false',
-    'none of them': '--balance=false --warmup=false --hot_gibbs=false --gain=false --mitigation=false'}
+    'a free phase': FREE_PHASE,
+    'a free phase, no collapse mitigation': f'{FREE_PHASE} --mitigation=false',
+    'with balancing': '--balance=true',
+    'with gain control': '--gain=true',
+    'none of them': '--warmup=false --enumeration=false --hot_gibbs=false --mitigation=false',
+    'all of them': f'{FREE_PHASE} --balance=true --gain=true'}
 
 # Columns: label, how to read it from results.json.
 COLUMNS = {
@@ -54,7 +58,7 @@ COLUMNS = {
 def command(name, seed):
     """The words of one run, and its folder."""
     folder, first = (Path(out_dir) / each.replace(' ', '_').replace(',', '') / f'seed{seed}'
-                     for each in (name, 'all devices'))
+                     for each in (name, 'default'))
     words = [sys.executable, '-m', 'groundeep.run', f'--out_dir={folder}', f'--seed={seed}',
              *shlex.split(override), *shlex.split(ABLATIONS[name])]
     if folder != first:
@@ -81,7 +85,7 @@ def main():
             runtime.fail(f'--only={only}: {name!r} is none of {", ".join(ABLATIONS)}')
     if seeds < 1:
         runtime.fail(f'--seeds={seeds}: expects at least 1')
-    names = [name for name in ABLATIONS if not names or name in names or name == 'all devices']
+    names = [name for name in ABLATIONS if not names or name in names or name == 'default']
     results = {name: [] for name in names}
     # Seed by seed, so that a table that is stopped early holds as many runs of one ablation as of another.
     for seed in range(seeds):

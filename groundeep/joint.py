@@ -12,10 +12,11 @@ warmup       Auxiliary clamping. For the first epochs the negative chain keeps o
              starts from noise: contrastive divergence of p(z_img|z_txt) and, on every other batch, of p(z_txt|z_img),
              the two conditionals generation uses. Afterwards `clamp_share` of the batches stay so, the rest is free.
              Off: free-phase contrastive divergence from the first batch to the last.
-enumeration  In p(z_txt|z_img) the negative phase is the expectation over the texts of the batch, each with its
-             probability under the model, instead of a chain over 2 ** |z_txt| codes: the exact gradient of a
-             classification RBM (Larochelle & Bengio 2008). It acts through warmup and is no device of the document.
-             Off (the default): a chain from noise there too.
+enumeration  In p(z_txt|z_img) half of the negative phase is the expectation over the texts of the batch, each with its
+             probability under the model: the exact gradient of a classification RBM (Larochelle & Bengio 2008), which
+             ranks the words. The other half is the chain, which unlearns codes that are no word: without it the words
+             are ranked, and a chain no longer comes to any of them. It acts through warmup and is no device of the
+             document. Off: the chain alone.
 hot_gibbs    The chain of TXT->IMG and of IMG->TXT starts at inverse temperature `hot` and is annealed to 1.
              Off: the same number of steps, all at 1.
 gain         Dynamic gain control. The mean and the variance over stimuli of z_img and of z_txt are tracked; a gain and
@@ -38,14 +39,14 @@ IMAGE, TEXT = 0, 1
 @dataclass
 class Devices:
     """Switches and knobs of the devices above."""
-    balance: bool = True
+    balance: bool = False
     warmup: bool = True
-    enumeration: bool = False
+    enumeration: bool = True
     hot_gibbs: bool = True
-    gain: bool = True
+    gain: bool = False
     mitigation: bool = True
-    warmup_epochs: int = 20      # epochs in which every batch is clamped
-    clamp_share: float = 0.5     # of the batches after them
+    warmup_epochs: int = 15      # epochs in which every batch is clamped
+    clamp_share: float = 1.0     # of the batches after them; 1: there is no free phase
     clamp_steps: int = 5         # Gibbs steps of a clamped chain
     hot: float = 0.5             # inverse temperature a hot chain starts at
     refresh: float = 0.01        # share of the persistent chains that start again at an update
@@ -98,12 +99,12 @@ class Joint(nn.Module):
             self.control_gain(z)
         if devices.warmup and (epoch < devices.warmup_epochs or float(torch.rand(())) < devices.clamp_share):
             clamped = TEXT if batch % 2 else IMAGE
+            mask = self.clamp(clamped)
+            start = torch.where(mask, z, self.rbm.random_visible(len(z)))
+            negative = self.rbm.correlations(self.rbm.gibbs(start, [1.0] * devices.clamp_steps, mask)[0])
             if devices.enumeration and clamped == IMAGE:
-                negative = self.expected(*(z[:, part] for part in self.blocks()))
-            else:
-                mask = self.clamp(clamped)
-                start = torch.where(mask, z, self.rbm.random_visible(len(z)))
-                negative = self.rbm.correlations(self.rbm.gibbs(start, [1.0] * devices.clamp_steps, mask)[0])
+                words = self.expected(*(z[:, part] for part in self.blocks()))
+                negative = {name: (value + words[name]) / 2 for name, value in negative.items()}
         else:
             negative = self.rbm.correlations(
                 self.rbm.negative(self.rbm.sample_visible(z), k, devices.mitigation, devices.refresh))
@@ -153,23 +154,24 @@ class Joint(nn.Module):
     def complete(self, z, modality, steps, keep=1):
         """Clamp one modality at z (N, Z) and let the other run from noise: its probabilities in the last `keep` states
         of a chain of so many steps, (keep, N, Z of the other)."""
-        mask, parts = self.clamp(modality), self.blocks()
-        v = self.rbm.random_visible(len(z))
-        v[:, parts[modality]] = z
-        found = []
+        v = torch.zeros(len(z), len(self.rbm.b), device=z.device)
+        v[:, self.blocks()[modality]] = z
+        other = self.rbm.given(v, self.clamp(modality))
         betas = self.betas(steps)
-        v, p = self.rbm.gibbs(v, betas[:len(betas) - keep + 1], mask)
-        found.append(p[:, parts[1 - modality]])
+        v, p = other.gibbs(other.random_visible(len(z)), betas[:len(betas) - keep + 1])
+        found = [p]
         for beta in betas[len(betas) - keep + 1:]:
-            v, p = self.rbm.gibbs(v, [beta], mask)
-            found.append(p[:, parts[1 - modality]])
+            v, p = other.gibbs(v, [beta])
+            found.append(p)
         return torch.stack(found)
 
-    def image_to_text(self, image, steps, keep=10):
-        """Images (N, pixels) -> mean log-probabilities (N, characters) of each character, over the chain's last states
-        at which the text RBM is read."""
-        states = self.complete(self.latent(image, IMAGE), IMAGE, steps, keep)
-        return torch.stack([self.text.down(z).clamp(min=1e-6).log() for z in states]).mean(0)
+    def image_to_text(self, image, steps, keep=10, chains=10):
+        """Images (N, pixels) -> log of the probability (N, characters) of each character, averaged over the last `keep`
+        states of so many chains: one chain comes to one word, as probable as the model finds it; several show which
+        word is the most probable."""
+        z = self.latent(image, IMAGE).repeat_interleave(chains, 0)
+        p = torch.stack([self.text.down(y) for y in self.complete(z, IMAGE, steps, keep)]).mean(0)
+        return p.unflatten(0, (len(image), chains)).mean(1).clamp(min=1e-6).log()
 
     def text_to_image(self, text, steps):
         """Texts (N, characters) -> pixel probabilities (N, pixels) of one sample each."""

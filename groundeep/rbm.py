@@ -99,20 +99,31 @@ class RBM(nn.Module):
     def gibbs(self, v, betas, clamp=None):
         """Block Gibbs sampling of h given v, then v given h, once for each inverse temperature of `betas`.
 
-        v (N, V) in {0, 1} (a clamped unit may hold a probability); clamp: (V,) or (N, V) bool, units that keep the
-        value they have in v. Returns (v, p): the last sample and the conditional probabilities it was drawn from,
+        v (N, V) in {0, 1} (a clamped unit may hold a probability); clamp: (V,) bool, units that keep the value they
+        have in v. Returns (v, p): the last sample and the conditional probabilities it was drawn from,
         both (N, V). With clamp the chain leaves p(free units | clamped units) unchanged; with a beta below 1 it is
         that of the model at temperature 1 / beta.
         """
+        if clamp is not None:
+            end, p = v.clone(), v.clone()
+            end[:, ~clamp], p[:, ~clamp] = self.given(v, clamp).gibbs(v[:, ~clamp], betas)
+            return end, p
         p = v
         for beta in betas:
             h = draw(self.hidden(v, beta))
             p = self.visible(h, beta)
-            new = self.sample_visible(p)
-            if clamp is not None:
-                new, p = torch.where(clamp, v, new), torch.where(clamp, v, p)
-            v = new
+            v = self.sample_visible(p)
         return v, p
+
+    def given(self, v, clamp):
+        """The machine of the free units, whose distribution is p(free units | clamped units): an RBM too, with hidden
+        biases c (N, H) of its own for each row of v (N, V). clamp: (V,) bool; a softmax group is clamped or free whole.
+        """
+        part = RBM(0, 0)
+        part.binary = int((~clamp[:self.binary]).sum())
+        part.classes, part.groups = self.classes, int((~clamp[self.binary:]).sum()) // max(1, self.classes)
+        part.W, part.b, part.c = self.W[~clamp], self.b[~clamp], self.c + v[:, clamp] @ self.W[clamp]
+        return part
 
     def negative(self, v, k, persistent, refresh=0.0, clamp=None):
         """Samples (N, V) for the negative phase: k Gibbs steps from the data v (CD-k, Hinton 2002), or from where the

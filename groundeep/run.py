@@ -35,7 +35,7 @@ folder = 'out/groundeep'         # where they are, or are put
 data_seed = 0
 side = 20                        # pixels
 max_number = 9                   # to 32 works, with --side=36 --item_area=0.0025
-train_images = 10_000
+train_images = 40_000
 held_out_images = 1600           # of each of validation and test
 frequency = 'uniform'            # of numbers in training: uniform or zipf
 item_area = 0.008                # smallest disc, as a share of the image
@@ -43,18 +43,18 @@ size_octaves = 1.0
 spacing_octaves = 1.0
 text = 'words'                   # words, digits or mixed
 # sizes
-image_layers = '300,300'         # hidden units of the image DBN, bottom up
+image_layers = '1000'            # hidden units of the image DBN, bottom up; 300,300 holds the number worse (LOG.md)
 text_hidden = 40                 # units of z_txt
-joint_hidden = 300               # units of the joint RBM
+joint_hidden = 500               # units of the joint RBM
 # training
 batch_size = 100                 # also the number of persistent chains
 greedy = False                   # image DBN layer by layer; false: all layers on every batch (iterative)
 image_epochs = 40                # of each layer when greedy, of all together when iterative
 text_epochs = 15                 # cheap: a few words
-joint_epochs = 30
+joint_epochs = 25
 image_lr = 0.1                   # each rate falls linearly to a tenth over its stage
 text_lr = 0.05
-joint_lr = 0.2
+joint_lr = 0.1
 image_k = 1                      # Gibbs steps of the negative phase
 joint_k = 1
 image_persistent = False         # PCD in the DBNs; the joint RBM has it with mitigation
@@ -63,22 +63,22 @@ last_momentum = 0.9
 momentum_epochs = 5
 weight_decay = 1e-4
 sparsity = 0.1                   # target activity of a hidden unit
-sparsity_cost = 0.05             # how hard its bias is pulled there; 0: not at all
+sparsity_cost = 0.05             # how hard its bias is pulled there, in the image DBN; 0: not at all
 # the document's devices: see joint.py
-balance = True                   # gradient and variance balancing of the sub-spaces
-warmup = True                    # auxiliary clamping before, and among, free-phase updates
-enumeration = False              # p(z_txt|z_img) in warm-up is summed over the texts of the batch, not sampled
+balance = False                  # gradient and variance balancing of the sub-spaces
+warmup = True                    # auxiliary clamping before, among or (clamp_share=1) instead of free-phase updates
+enumeration = True               # half of p(z_txt|z_img) in warm-up is summed over the texts of the batch
 hot_gibbs = True                 # generating chains are annealed from a high temperature
-gain = True                      # dynamic gain control
-mitigation = True                # of mode collapse: persistent chains that are partly restarted
-warmup_epochs = 20
-clamp_share = 0.5
+gain = False                     # dynamic gain control
+mitigation = True                # of mode collapse: persistent chains that are partly restarted, in free phases
+warmup_epochs = 15
+clamp_share = 1.0                # 0.5: a free phase in every other batch after the warm-up
 clamp_steps = 5
 hot = 0.5                        # inverse temperature at the start of a hot chain
 refresh = 0.01
 gain_rate = 0.01
 # evaluation
-chain_steps = 40                 # of IMG->TXT and TXT->IMG
+chain_steps = 100                # of IMG->TXT and TXT->IMG
 samples = 20                     # drawings of each word
 name_upto = 9                    # the table's IMG->TXT is over 1 ... this
 draw_upto = 5                    # its TXT->IMG over 1 ... this
@@ -145,7 +145,7 @@ def train_epoch(joint, part, stage, epoch, layers, epochs, config):
     how = {'lr': config[f'{stage}_lr'] * (1 - 0.9 * epoch / epochs), 'weight_decay': config['weight_decay'],
            'momentum': config['last_momentum' if epoch >= config['momentum_epochs'] else 'first_momentum'],
            'sparsity': config['sparsity'], 'sparsity_cost': config['sparsity_cost']}
-    if stage == 'text':      # a few words: a sparse code would have to be shared by them
+    if stage != 'image':      # a few words: a sparse code would have to be shared by them
         how['sparsity_cost'] = 0.0
     for batch, rows in enumerate(batches(len(part['image']), config['batch_size'], part['image'].device)):
         if stage == 'joint':
@@ -299,7 +299,7 @@ def report(run, joint, splits, config):
     found['rsa'] = {name: {model: {'rho': rho, 'p': p} for model, (rho, p) in
                            diagnose.rsa(d, models, config['permutations'], config['seed']).items()}
                     for name, d in distances.items()}
-    rows = 4000                                                                        # of training, for the read-outs
+    rows = 20_000                                                                      # of training, for the read-outs
     train_codes = codes(joint, {name: value[:rows] for name, value in train.items()})
     design = {'number': np.log2(true), 'size': splits['test']['log_size'], 'spacing': splits['test']['log_spacing']}
     found['readout'] = {}

@@ -186,8 +186,9 @@ def test_gain_control_brings_the_two_latents_to_one_mean_and_variance():
 def test_each_device_that_acts_on_learning_changes_what_is_learned():
     v, rows = patterns()
     learned, spread = {}, 2 * torch.randn(12, 10)
-    for name in ('', 'balance', 'warmup', 'enumeration', 'gain', 'mitigation'):
-        joint = small_joint(**({name: name == 'enumeration'} if name else {}), warmup_epochs=1, gain_rate=0.5)
+    devices = dict.fromkeys(('balance', 'warmup', 'enumeration', 'gain', 'mitigation'), True)
+    for name in ('', *devices):
+        joint = small_joint(**devices | ({name: False} if name else {}), warmup_epochs=1, clamp_share=0.5, gain_rate=0.5)
         joint.image.layers[0].W.copy_(spread)
         for epoch in range(3):
             for batch in range(4):
@@ -396,7 +397,7 @@ def test_a_run_writes_everything_repeats_bit_for_bit_and_goes_on_where_it_was_ki
     line = capsys.readouterr().err
     assert stopped.value.code == 2 and '--joint_hidden=16, not 17' in line and line.count('\n') == 1
 
-    other = weights(whole(tmp_path, 'c', monkeypatch, f"--unimodal={first / 'ckpt.pt'}", '--balance=false',
+    other = weights(whole(tmp_path, 'c', monkeypatch, f"--unimodal={first / 'ckpt.pt'}", '--balance=true',
                           '--resume=false', '--joint_hidden=16'))
     assert all(torch.equal(one[key], other[key]) for key in one if key.startswith(('image.', 'text.')))
     assert not torch.equal(one['rbm.W'], other['rbm.W'])
@@ -421,19 +422,20 @@ def test_the_command_line_refuses_an_unknown_word():
     done = subprocess.run([sys.executable, '-m', 'groundeep.run', '--joint_hiden=3'], capture_output=True, text=True,
                           cwd=Path(__file__).parents[1])
     assert done.returncode == 2 and done.stdout == '' and done.stderr.count('\n') == 1
-    assert '--joint_hidden=300' in done.stderr
+    assert '--joint_hidden=500' in done.stderr
 
 
 def test_the_ablation_table_has_a_row_for_each_device_and_means_over_seeds(capsys, monkeypatch):
     switches = {word.partition('=')[0][2:] for words in ablate.ABLATIONS.values() for word in words.split()}
-    assert switches == {'balance', 'warmup', 'enumeration', 'hot_gibbs', 'gain', 'mitigation'} <= set(run.config)
+    assert switches == {'balance', 'warmup', 'clamp_share', 'enumeration', 'hot_gibbs', 'gain', 'mitigation'} \
+        <= set(run.config)
 
     def result(x):
         return {'img_to_txt': {'chain': {'exact': x}, 'energy': {'exact': x}}, 'alignment': x,
                 'txt_to_img': {'counter_exact': x, 'classifier_exact': x, 'distinct': x, 'distance': x},
                 'rsa': {'joint': {'log number': {'rho': None}}}, 'readout': {'joint': {'weber': x}}}
-    text = ablate.summary({'all devices': [result(0.2), result(0.4)]})
-    assert '| all devices | 0.300 ± 0.141 |' in text and 'nan' in text and text.endswith('| 2 |')
+    text = ablate.summary({'default': [result(0.2), result(0.4)]})
+    assert '| default | 0.300 ± 0.141 |' in text and 'nan' in text and text.endswith('| 2 |')
     monkeypatch.setattr(ablate, 'dry_run', True)
     ablate.main()
     lines = capsys.readouterr().out.splitlines()
