@@ -9,8 +9,9 @@ balance      Gradient and variance balancing. z_img is several times as wide as 
              biases) is scaled to the geometric mean of the two running norms. A positive factor moves no fixed point.
              Off: equal initial scale, raw gradients.
 warmup       Auxiliary clamping. For the first epochs the negative chain keeps one modality at the data and the other
-             starts from noise: contrastive divergence of p(z_img|z_txt) and, on every other batch, of p(z_txt|z_img),
-             the two conditionals generation uses. Afterwards `clamp_share` of the batches stay so, the rest is free.
+             starts from noise: contrastive divergence of p(z_txt|z_img) and, every `draw_every`-th batch, of
+             p(z_img|z_txt), the two conditionals generation uses: half of the batches drown naming in drawing, whose
+             gradient is over all of z_img. Afterwards `clamp_share` of the batches stay so, the rest is free.
              Off: free-phase contrastive divergence from the first batch to the last.
 enumeration  In p(z_txt|z_img) half of the negative phase is the expectation over the texts of the batch, each with its
              probability under the model: the exact gradient of a classification RBM (Larochelle & Bengio 2008), which
@@ -47,6 +48,7 @@ class Devices:
     mitigation: bool = True
     warmup_epochs: int = 15      # epochs in which every batch is clamped
     clamp_share: float = 1.0     # of the batches after them; 1: there is no free phase
+    draw_every: int = 8          # of so many clamped batches one learns to draw, p(z_img|z_txt), the others to name
     clamp_steps: int = 5         # Gibbs steps of a clamped chain
     hot: float = 0.5             # inverse temperature a hot chain starts at
     refresh: float = 0.01        # share of the persistent chains that start again at an update
@@ -98,7 +100,7 @@ class Joint(nn.Module):
         if devices.gain:
             self.control_gain(z)
         if devices.warmup and (epoch < devices.warmup_epochs or float(torch.rand(())) < devices.clamp_share):
-            clamped = TEXT if batch % 2 else IMAGE
+            clamped = TEXT if (batch + 1) % devices.draw_every == 0 else IMAGE
             mask = self.clamp(clamped)
             start = torch.where(mask, z, self.rbm.random_visible(len(z)))
             negative = self.rbm.correlations(self.rbm.gibbs(start, [1.0] * devices.clamp_steps, mask)[0])

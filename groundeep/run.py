@@ -51,7 +51,7 @@ batch_size = 100                 # also the number of persistent chains
 greedy = False                   # image DBN layer by layer; false: all layers on every batch (iterative)
 image_epochs = 40                # of each layer when greedy, of all together when iterative
 text_epochs = 15                 # cheap: a few words
-joint_epochs = 25
+joint_epochs = 30
 image_lr = 0.1                   # each rate falls linearly to a tenth over its stage
 text_lr = 0.05
 joint_lr = 0.1
@@ -73,6 +73,7 @@ gain = False                     # dynamic gain control
 mitigation = True                # of mode collapse: persistent chains that are partly restarted, in free phases
 warmup_epochs = 15
 clamp_share = 1.0                # 0.5: a free phase in every other batch after the warm-up
+draw_every = 8                   # of so many clamped batches one learns to draw, the others to name
 clamp_steps = 5
 hot = 0.5                        # inverse temperature at the start of a hot chain
 refresh = 0.01
@@ -105,7 +106,7 @@ def sizes_of(text):
 def check(config):
     """SystemExit(2), after one line, for settings that cannot be run."""
     for key in ('text_hidden', 'joint_hidden', 'image_epochs', 'text_epochs', 'joint_epochs', 'image_k', 'joint_k',
-                'clamp_steps', 'judge_epochs', 'save_every', 'name_upto', 'draw_upto'):
+                'draw_every', 'clamp_steps', 'judge_epochs', 'save_every', 'name_upto', 'draw_upto'):
         if config[key] < 1:
             runtime.fail(f'--{key}={config[key]}: expects at least 1')
     for key, low, high in (('chain_steps', 10, 10**6), ('samples', 2, 10**4), ('watch', 3, config['held_out_images']),
