@@ -143,10 +143,21 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
   scene.background = new THREE.Color('#fbfaf7');
   scene.fog = new THREE.Fog('#fbfaf7');                  // what is far is pale: the cue of depth in a still picture
   const camera = new THREE.PerspectiveCamera(45, 1, 0.01, 50);
-  const radii = points.map((p) => Math.hypot(...p)).sort((a, b) => a - b);
-  const radius = radii[Math.floor(0.95 * (radii.length - 1))] || 1;    // an outlier must not make the rest small
-  camera.position.set(1.4, 0.9, 1.8).setLength(2.7 * radius);
   const controls = new OrbitControls(camera, renderer.domElement);
+  // From this side, nearly all points fill the view; a few outliers must not make the rest small.
+  const towards = new THREE.Vector3(1.4, 0.9, 1.8).normalize();
+  const right = new THREE.Vector3(0, 1, 0).cross(towards).normalize();
+  const up = towards.clone().cross(right);
+  const span = (axis) => {
+    const along = points.map((p) => axis.x * p[0] + axis.y * p[1] + axis.z * p[2]).sort((a, b) => a - b);
+    const [low, high] = [0.01, 0.99].map((share) => along[Math.round(share * (along.length - 1))]);
+    controls.target.addScaledVector(axis, (low + high) / 2);
+    return (high - low) / 2 || 1;
+  };
+  const [width, height, depth] = [right, up, towards].map(span);
+  const aspect = container.clientWidth / Math.max(1, container.clientHeight);
+  const away = depth + 1.15 * Math.max(height, width / aspect) / Math.tan(camera.fov / 2 * Math.PI / 180);
+  camera.position.copy(controls.target).addScaledVector(towards, away);
   controls.enableDamping = true;
 
   const geometry = new THREE.BufferGeometry();
@@ -191,7 +202,7 @@ export function createCloud({ THREE, OrbitControls }, container, points, labels)
   renderer.setAnimationLoop(() => {
     controls.update();
     const distance = camera.position.distanceTo(controls.target);
-    [scene.fog.near, scene.fog.far] = [distance - 0.6 * radius, distance + 2.2 * radius];
+    [scene.fog.near, scene.fog.far] = [distance - 0.6 * depth, distance + 3 * depth];
     renderer.render(scene, camera);
     frames += 1;
   });
