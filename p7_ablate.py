@@ -169,12 +169,31 @@ def runs(names):
     return found
 
 
-def finished(run):
+def ended(run):
     """Whether a run has ended. SystemExit(2), after one line, if its folder holds a run of other settings."""
     facts = run.folder / 'run.json'
     if facts.is_file() and json.loads(facts.read_text(encoding='utf-8'))['argv'][1:] != run.command[2:]:
         runtime.fail(f'{run.folder} holds a run of other settings; move it away or use another --out_dir')
-    return (run.folder / 'gate.json').is_file() and (run.folder / 'ckpt.pt').is_file()
+    return (run.folder / 'gate.json').is_file()
+
+
+def finished(run):
+    """Whether a run has ended and others can start from it."""
+    return ended(run) and (run.folder / 'ckpt.pt').is_file()
+
+
+def to_do(chain):
+    """The runs of chain, a list as `runs` makes it, that are still to be done: the last ones of a branch that have not
+    ended, and what these start from. So checkpoints may be deleted once nothing unfinished needs them: the table reads
+    run.json, gate.json and metrics.jsonl alone."""
+    found, inner, wanted = [], {run.before for run in chain}, set()
+    for run in reversed(chain):
+        checkpoint = run.folder / 'ckpt.pt'
+        done = ended(run) and (checkpoint not in wanted or checkpoint.is_file())
+        if not done and (checkpoint in wanted or checkpoint not in inner):
+            found.append(run)
+            wanted.add(run.before)
+    return found[::-1]
 
 
 def start(run, slot, threads, gpus):
@@ -255,9 +274,9 @@ def collect():
     """{ablation: (seeds, targets) array} of all ablations of which a seed has ended, however many were asked for."""
     found = {}
     for name in (name for name in ABLATIONS if name not in SLOPES):
-        ended = [run for run in runs([name]) if run.name == name and run.phase == 'p5' and finished(run)]
-        if ended:
-            found[name] = np.array([values_of(metrics_of(run.folder), TARGETS) for run in ended])
+        done = [run for run in runs([name]) if run.name == name and run.phase == 'p5' and ended(run)]
+        if done:
+            found[name] = np.array([values_of(metrics_of(run.folder), TARGETS) for run in done])
     return found
 
 
@@ -318,12 +337,12 @@ def slopes_table():
              '|---' * (len(SLOPE_COLUMNS) + 2) + '|']
     chains = runs(list(SLOPES))
     for name, target in sorted([('baseline', 2.0), *SLOPES.items()], key=lambda pair: pair[1]):
-        ended = [run.folder for run in chains if (run.name, run.phase) == (name, 'p6') and finished(run)]
-        values = np.array([values_of(metrics_of(folder), SLOPE_COLUMNS) for folder in ended])
+        done = [run.folder for run in chains if (run.name, run.phase) == (name, 'p6') and ended(run)]
+        values = np.array([values_of(metrics_of(folder), SLOPE_COLUMNS) for folder in done])
         cells = [f'{column.mean():.3f}' + (f' ± {column.std(ddof=1):.3f}' if len(column) > 1 else '')
                  for column in values.T]
-        if ended:
-            lines.append(f'| {target} | {len(ended)} | ' + ' | '.join(cells) + ' |')
+        if done:
+            lines.append(f'| {target} | {len(done)} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
@@ -366,11 +385,11 @@ def main():
     names = GROUPS.get(only) or [name.strip() for name in only.split(',')]
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')
-    queue = [run for run in runs(names) if not finished(run)]
+    queue = to_do(runs(names))
     minutes = [MINUTES[preset].get(run.phase, math.nan) for run in queue]
     hours = sum(minutes) / (jobs or 2) / 60
     print(f'{len(queue)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours on 2 cores')
-          + f'; {len(runs(names)) - len(queue)} have ended')
+          + f'; {len(runs(names)) - len(queue)} have ended or are not needed')
     if dry_run:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)        # `| head` is no error
         for run in queue:

@@ -112,6 +112,32 @@ def test_ablations_run_once_and_make_a_table(small, monkeypatch, capsys):
     assert stop.value.code == 2 and 'other settings' in capsys.readouterr().err
 
 
+def test_only_what_the_table_still_needs_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(p7_ablate, 'seeds', 1)
+    chain = p7_ablate.runs(['copy suppression', 'jitter'])
+
+    def left():
+        return [(run.name, run.phase) for run in p7_ablate.to_do(chain)]
+
+    def end(name, phase, files=('gate.json', 'ckpt.pt')):
+        folder = next(run.folder for run in chain if (run.name, run.phase) == (name, phase))
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            (folder / file).write_text('{}')
+    assert left() == [(run.name, run.phase) for run in chain]
+    for phase in ('p1', 'p2', 'p3'):
+        end('baseline', phase)
+    assert left() == [('baseline', 'p4'), ('baseline', 'p5'), ('copy suppression', 'p5'),
+                      *(('jitter', phase) for phase in ('p3', 'p4', 'p5'))]
+    end('baseline', 'p4', ['gate.json'])
+    assert left()[0] == ('baseline', 'p4'), 'its checkpoint is wanted'
+    end('baseline', 'p5', ['gate.json']), end('copy suppression', 'p5', ['gate.json'])
+    assert left() == [('jitter', phase) for phase in ('p3', 'p4', 'p5')], 'nothing starts from P4 any more'
+    end('jitter', 'p5', ['gate.json'])
+    assert left() == []
+
+
 def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, value in (('out_dir', 'p7'), ('seeds', 1), ('jobs', 2), ('device', 'cpu')):
