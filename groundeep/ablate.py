@@ -32,25 +32,26 @@ config = runtime.configure(globals())
 FREE_PHASE = '--clamp_share=0.5'
 ABLATIONS = {
     'default': '',
+    'no balancing': '--balance=false',
     'no clamping': '--warmup=false',
     'no enumeration of texts': '--enumeration=false',
     'no hot Gibbs': '--hot_gibbs=false',
     'a free phase': FREE_PHASE,
     'a free phase, no collapse mitigation': f'{FREE_PHASE} --mitigation=false',
-    'with balancing': '--balance=true',
     'with gain control': '--gain=true',
-    'none of them': '--warmup=false --enumeration=false --hot_gibbs=false --mitigation=false',
-    'all of them': f'{FREE_PHASE} --balance=true --gain=true'}
+    'none of them': '--balance=false --warmup=false --enumeration=false --hot_gibbs=false --mitigation=false',
+    'all of them': f'{FREE_PHASE} --gain=true'}
 
 # Columns: label, how to read it from results.json.
 COLUMNS = {
-    'IMG→TXT exact': lambda r: r['img_to_txt']['chain']['exact'],
-    'by free energy': lambda r: r['img_to_txt']['energy']['exact'],
-    'TXT→IMG exact, counter': lambda r: r['txt_to_img']['counter_exact'],
-    'classifier': lambda r: r['txt_to_img']['classifier_exact'],
+    'named by chain': lambda r: r['img_to_txt']['chain']['exact'],
+    'named by free energy': lambda r: r['img_to_txt']['energy']['exact'],
+    'drawn, counter': lambda r: r['txt_to_img']['counter_exact'],
+    'drawn, classifier': lambda r: r['txt_to_img']['classifier_exact'],
     'distinct': lambda r: r['txt_to_img']['distinct'],
     'distance': lambda r: r['txt_to_img']['distance'],
     'RSA log n, joint': lambda r: r['rsa']['joint']['log number']['rho'],
+    'RSA overlap, joint': lambda r: r['rsa']['joint']['overlap']['rho'],
     'Weber, joint': lambda r: r['readout']['joint']['weber'],
     'alignment': lambda r: r['alignment']}
 

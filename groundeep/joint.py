@@ -40,13 +40,13 @@ IMAGE, TEXT = 0, 1
 @dataclass
 class Devices:
     """Switches and knobs of the devices above."""
-    balance: bool = False
+    balance: bool = True
     warmup: bool = True
     enumeration: bool = True
     hot_gibbs: bool = True
     gain: bool = False
     mitigation: bool = True
-    warmup_epochs: int = 15      # epochs in which every batch is clamped
+    warmup_epochs: int = 10      # epochs in which every batch is clamped
     clamp_share: float = 1.0     # of the batches after them; 1: there is no free phase
     draw_every: int = 8          # of so many clamped batches one learns to draw, p(z_img|z_txt), the others to name
     clamp_steps: int = 5         # Gibbs steps of a clamped chain

@@ -51,7 +51,7 @@ batch_size = 100                 # also the number of persistent chains
 greedy = False                   # image DBN layer by layer; false: all layers on every batch (iterative)
 image_epochs = 40                # of each layer when greedy, of all together when iterative
 text_epochs = 15                 # cheap: a few words
-joint_epochs = 30
+joint_epochs = 20
 image_lr = 0.1                   # each rate falls linearly to a tenth over its stage
 text_lr = 0.05
 joint_lr = 0.1
@@ -65,13 +65,13 @@ weight_decay = 1e-4
 sparsity = 0.1                   # target activity of a hidden unit
 sparsity_cost = 0.05             # how hard its bias is pulled there, in the image DBN; 0: not at all
 # the document's devices: see joint.py
-balance = False                  # gradient and variance balancing of the sub-spaces
+balance = True                   # gradient and variance balancing of the sub-spaces
 warmup = True                    # auxiliary clamping before, among or (clamp_share=1) instead of free-phase updates
 enumeration = True               # half of p(z_txt|z_img) in warm-up is summed over the texts of the batch
 hot_gibbs = True                 # generating chains are annealed from a high temperature
 gain = False                     # dynamic gain control
 mitigation = True                # of mode collapse: persistent chains that are partly restarted, in free phases
-warmup_epochs = 15
+warmup_epochs = 10
 clamp_share = 1.0                # 0.5: a free phase in every other batch after the warm-up
 draw_every = 8                   # of so many clamped batches one learns to draw, the others to name
 clamp_steps = 5

@@ -397,7 +397,7 @@ def test_a_run_writes_everything_repeats_bit_for_bit_and_goes_on_where_it_was_ki
     line = capsys.readouterr().err
     assert stopped.value.code == 2 and '--joint_hidden=16, not 17' in line and line.count('\n') == 1
 
-    other = weights(whole(tmp_path, 'c', monkeypatch, f"--unimodal={first / 'ckpt.pt'}", '--balance=true',
+    other = weights(whole(tmp_path, 'c', monkeypatch, f"--unimodal={first / 'ckpt.pt'}", '--balance=false',
                           '--resume=false', '--joint_hidden=16'))
     assert all(torch.equal(one[key], other[key]) for key in one if key.startswith(('image.', 'text.')))
     assert not torch.equal(one['rbm.W'], other['rbm.W'])
@@ -433,7 +433,7 @@ def test_the_ablation_table_has_a_row_for_each_device_and_means_over_seeds(capsy
     def result(x):
         return {'img_to_txt': {'chain': {'exact': x}, 'energy': {'exact': x}}, 'alignment': x,
                 'txt_to_img': {'counter_exact': x, 'classifier_exact': x, 'distinct': x, 'distance': x},
-                'rsa': {'joint': {'log number': {'rho': None}}}, 'readout': {'joint': {'weber': x}}}
+                'rsa': {'joint': {'log number': {'rho': None}, 'overlap': {'rho': x}}}, 'readout': {'joint': {'weber': x}}}
     text = ablate.summary({'default': [result(0.2), result(0.4)]})
     assert '| default | 0.300 ± 0.141 |' in text and 'nan' in text and text.endswith('| 2 |')
     monkeypatch.setattr(ablate, 'dry_run', True)
