@@ -138,6 +138,18 @@ def read_lines(path):
 
 # ---- figures of one evaluation: each takes all arrays of it, {name: array}, and returns a Figure ---------------------
 
+def read_json(path, keys=()):
+    """A JSON object from a file. SystemExit(2), after one line, if it is none or lacks one of keys."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        missing = [key for key in keys if key not in found]
+    except ValueError:
+        missing = ['JSON']
+    if missing:
+        runtime.fail(f'{path}: lacks {", ".join(missing)}, is it damaged? The run writes it again: --resume=true')
+    return found
+
+
 def montage(a):
     """Canvases `montage` (N, C, H, W), a row for each sentence of `titles` (N,), a column for each channel.
 
@@ -587,7 +599,7 @@ def samples_table(folder, count=12):
 def gate_rows(folders):
     """Rows (phase, criterion, target, measured, baseline, PASS or FAIL) of the gate.json files of run folders."""
     files = [Path(folder) / 'gate.json' for folder in folders]
-    found = [json.loads(path.read_text(encoding='utf-8')) for path in files if path.is_file()]
+    found = [read_json(path, ('phase', 'criteria')) for path in files if path.is_file()]
     if not found:
         runtime.fail(f'no gate.json in {", ".join(map(str, folders)) or out}; a phase writes it when it ends')
     return [(gate['phase'], row['name'], row['target'], number(row['measured'], '.4g'), row.get('baseline', ''),
@@ -645,7 +657,7 @@ def drawable(folder):
 def is_control(folder):
     """Whether a run folder is of P6 without its prior: it has metrics, but is no link of the chain."""
     about = Path(folder) / 'run.json'
-    found = json.loads(about.read_text(encoding='utf-8')) if about.is_file() else {}
+    found = read_json(about) if about.is_file() else {}
     return found.get('phase') == 'p6' and not found['config']['lambda_prior']
 
 
@@ -665,11 +677,12 @@ def redraw(folder):
 def main():
     chains = [sorted(path for path in Path(folder).glob('p*') if path.is_dir()) for folder in out.split(',')]
     folders = [Path(run)] if run else chains[0]
-    if gates and len(chains) > 1:
+    if gates and len(chains) > 1 and not html:
         print(gates_over_seeds(chains))
         return
-    if html and len(chains) > 1:
-        runtime.fail(f'--out={out}: a report is of one folder of runs')
+    if html and (len(chains) > 1 or run or gates):
+        runtime.fail('--html=true makes one report of all phases of one --out, gates included: it goes with no --run, no '
+                     '--gates and no second folder')
     if gates:
         gates_figure(folders)
         print(gates_text(folders))

@@ -7,7 +7,6 @@ Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png      W
 """
 import base64
 import io
-import json
 import os
 import shlex
 from html import escape
@@ -153,7 +152,8 @@ def provenance(folders):
     rows, commands = [], ''
     for folder in folders:
         if (folder / 'run.json').is_file():
-            about = json.loads((folder / 'run.json').read_text(encoding='utf-8'))
+            about = plot.read_json(folder / 'run.json', (
+                'versions', 'started', 'config', 'hardware', 'dtype', 'world', 'argv'))
             commit = about.get('commit') or 'not under git'
             versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
             rows.append([escape(str(cell)) for cell in (
@@ -173,7 +173,10 @@ def write(folders):
     sections = {'Gates': gate_table}
     for heading, text, panels, figures in DASHBOARDS:
         sections[heading] = dashboard(folders, text, panels, figures, found, starts)
-    sections['Qualitative'] += samples(folders)
+    montages = [(folder.name.upper(), newest([folder], 'montage')) for folder in folders]
+    sections['Qualitative'] += ''.join(f'<details><summary>{name}: the sixteen sentences as this phase left them</summary>'
+                                       f'{image(found_at[1].read_bytes(), name)}</details>\n'
+                                       for name, found_at in montages[:-1] if found_at) + samples(folders)
     curves = [(folder.name.upper(), newest([folder], 'trends')) for folder in folders]
     sections['Learning curves'] = ''.join(f'<details open><summary>{name}: every term and metric by step</summary>'
                                           f'{image(found_at[1].read_bytes(), name)}</details>\n'

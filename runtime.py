@@ -356,12 +356,13 @@ class Run:
 
 
 def open_tensorboard(folder):
-    """A SummaryWriter. Raises SystemExit(2) when tensorboard is not installed."""
+    """A SummaryWriter in a folder of its own, or the curves of two runs would be drawn as one. Raises SystemExit(2) when
+    tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         fail('--tensorboard=true needs a package: pip install tensorboard')
-    writer = SummaryWriter(folder)
+    writer = SummaryWriter(str(folder / 'tensorboard' / time.strftime('%Y-%m-%d_%H-%M-%S')))
     atexit.register(writer.close)
     return writer
 

@@ -9,8 +9,10 @@ In Python: `TextCanvas('out/p5/ckpt.pt').encode(['a red cube is on a blue ball']
 
 Reads:  out/p5/ckpt.pt, or P6's      Writes: out/sample/*.png, or the file named by --out
 """
+import os
 import random
 import sys
+import warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -100,8 +102,9 @@ class TextCanvas:
         sentence that is in no list."""
         if isinstance(sentences, str):
             raise TypeError('encode expects a list of sentences, not one string')
+        sentences = list(sentences)
         z = np.zeros((len(sentences), self.arch['z_dim']), np.float32)
-        for rows, _, part in self.forward(list(sentences), batch_size):
+        for rows, _, part in self.forward(sentences, batch_size):
             z[rows] = part.float().cpu().numpy()
         return z
 
@@ -159,6 +162,8 @@ def describe(model, sentence, generator):
     unknown = '' if scene else '   (not of the built-in grammar: no Graph F1, no counterfactuals)'
     print(f'read as      {plain}{unknown}')
     V, z = model.read([plain])
+    if len(model.tokenizer.encode(plain)) > model.max_length:
+        print(f'cut          only its first {model.max_length - 1} tokens are on the canvas')
     print(f'said again   {model.say(V)[0]}')
     said = list(dict.fromkeys(model.say(V.expand(paraphrases, -1, -1, -1), PARA, top_p, generator)))      # each once
     _, z_said = model.read(said)
@@ -185,17 +190,27 @@ def picture(model, sentence, V, z):
     ids = model.tokens([sentence])[0]
     maps = attention_maps(model.nets['decoder'], V, z, torch.tensor([ids], device=model.device), model.run)[0]
     words = [model.tokenizer.decode([i]) if i >= data.SPECIALS else '.' for i in ids]
-    name = '_'.join(sentence.split())[:80] or 'empty'
-    path = Path(figures) / f'{name}.png'
+    name = '_'.join(sentence.split())[:80].encode()[:200].decode(errors='ignore') or 'empty'    # file names are bytes
     arrays = {'V': plot.as_array(V[0]), 'maps': plot.as_array(maps), 'words': words, 'title': sentence}
-    print(f'picture      {plot.save(plot.sentence(arrays), path)}')
+    print(f'picture      {save_figure(plot.sentence(arrays), name)}')
+
+
+def save_figure(figure, name):
+    """Write a figure into the folder of figures; returns its path. SystemExit(2), after one line, when that fails."""
+    import plot
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Glyph')     # a letter that the font lacks is an empty box
+            return plot.save(figure, Path(figures) / f'{name}.png')
+    except OSError as error:
+        runtime.fail(f'--figures={figures}: {error.strerror}')
 
 
 def compare(model, first, second):
     """Cosine of two sentences, and what is read on the straight line between their canvases."""
     V, z = model.read([first, second])
     print(f'cosine       {(z[0] @ z[1]).item():.3f}')
-    shares = torch.linspace(0, 1, max(2, walk), device=V.device)[:, None, None, None]
+    shares = torch.linspace(0, 1, walk, device=V.device)[:, None, None, None]
     with torch.no_grad(), model.run.autocast():
         between = (1 - shares) * V[0] + shares * V[1]
         cosines = model.nets['readout'](between).float() @ z.float().T
@@ -218,7 +233,7 @@ def draw_canvases(model, n, generator):
     print((f"the checker reads {read['parsed']:.0%}; " if checked else '') + f"distinct {read['distinct']:.0%}")
     if figures:
         figure = plot.montage({'montage': plot.as_array(V[:16]), 'titles': sentences[:16]})
-        print(plot.save(figure, Path(figures) / 'drawn.png'))
+        print(save_figure(figure, 'drawn'))
 
 
 def lines_of(path):
@@ -237,7 +252,7 @@ def embed_file(model, path, to, with_canvas):
     """Embed a file of any number of lines in bounded memory: row k of the output is line k, of which the first
     LONGEST_LINE characters are read. The files appear under their names only when they are complete. Raises
     SystemExit(2), after one line, when one fails."""
-    total, empty = sum(1 for _ in lines_of(path)), 0
+    total = sum(1 for _ in lines_of(path))
     if not total:
         runtime.fail(f'--embed={path}: the file is empty')
     arch, to = model.arch, Path(to)
@@ -247,16 +262,30 @@ def embed_file(model, path, to, with_canvas):
     if with_canvas:
         shape = total, arch['channels'], arch['size'], arch['size']
         shapes[to.with_name(f'{to.stem}_canvas.npy')] = shape, np.float16
-    temporary = {name: name.with_suffix('.tmp') for name in shapes}
+    if Path(path).resolve() in [name.resolve() for name in shapes]:
+        runtime.fail(f'--embed={path} --out={to}: the output would replace the sentences')
+    temporary = {name: name.with_name(f'.{name.name}.{os.getpid()}.tmp') for name in shapes}
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         arrays = [np.lib.format.open_memmap(temporary[name], mode='w+', dtype=kind, shape=shape)
                   for name, (shape, kind) in shapes.items()]
+        empty = fill(arrays, model, path, total)
+        for name, part in temporary.items():
+            part.replace(name)
     except OSError as error:
         runtime.fail(f'--out={to}: {error.strerror}')
+    finally:                                               # after Ctrl-C too
+        for part in temporary.values():
+            part.unlink(missing_ok=True)
+    print(f"wrote {', '.join(map(str, shapes))}: {total} lines, {empty} of them without words, {model.cut} cut at "
+          f'{model.max_length} tokens')
+
+
+def fill(arrays, model, path, total):
+    """Embed the `total` lines of a file into arrays [z, or z and canvases]; returns how many lines have no words."""
     # In a log a line every half minute, on a terminal a bar.
     bar = tqdm(total=total, unit=' lines', mininterval=0.1 if sys.stderr.isatty() else 30)
-    first, lines = 0, lines_of(path)
+    first, empty, lines = 0, 0, lines_of(path)
     while first < total:
         chunk = list(islice(lines, min(CHUNK, total - first)))
         if not chunk:
@@ -265,24 +294,25 @@ def embed_file(model, path, to, with_canvas):
         for rows, V, z in model.forward(chunk, batch_size):
             at = np.array(rows) + first
             arrays[0][at] = z.float().cpu().numpy()
-            if with_canvas:
+            if len(arrays) > 1:
                 arrays[1][at] = V.half().cpu().numpy()
             bar.update(len(rows))
         first += len(chunk)
     bar.close()
     for array in arrays:
         array.flush()
-    for name, path in temporary.items():
-        path.replace(name)
-    print(f"wrote {', '.join(map(str, shapes))}: {total} lines, {empty} of them without words, {model.cut} cut at "
-          f'{model.max_length} tokens')
+    return empty
 
 
 def main():
+    if text2 and not text:
+        runtime.fail('--text2 is compared with --text, which is missing')
     if not (text or interactive or embed or draw):
         runtime.fail('nothing to do: --text="a red cube is on a blue ball", --interactive=true, --embed=FILE, --draw=8')
     if min(paraphrases, batch_size) < 1 or draw < 0:
         runtime.fail(f'--paraphrases={paraphrases} --batch_size={batch_size} --draw={draw}: expects at least 1, 1, 0')
+    if not 0 < top_p <= 1 or walk < 2:
+        runtime.fail(f'--top_p={top_p} --walk={walk}: expects more than 0 and at most 1; at least 2 canvases')
     if embed and not Path(embed).is_file():
         runtime.fail(f'--embed={embed}: no such file')
     model = TextCanvas(init_from, device, dtype)
@@ -311,4 +341,7 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        runtime.fail('interrupted', status=130)

@@ -278,7 +278,12 @@ def test_report_shows_the_prior_and_not_its_control_and_the_gate_of_p7(chain, tm
 
 def test_report_refuses_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for words, hint in (([], 'no run folder'), (['--out=a,b'], 'one folder')):
+    for name, content in (('cut', '{"phase": "p1", "cri'), ('other', '{"phase": "p1"}')):
+        Path(name, 'p1').mkdir(parents=True)
+        Path(name, 'p1/gate.json').write_text(content)
+    for words, hint in (([], 'no run folder'), (['--out=a,b'], 'no second folder'), (['--run=p1'], 'no --run'),
+                        (['--gates=true'], 'no --gates'), (['--out=cut'], 'cut/p1/gate.json: lacks JSON'),
+                        (['--out=other'], 'other/p1/gate.json: lacks criteria')):
         with pytest.raises(SystemExit) as stop:
             run([str(ROOT / 'plot.py'), '--html=true', *words])
         assert stop.value.code == 2 and hint in capsys.readouterr().err
@@ -570,7 +575,7 @@ def test_encode_is_the_convention_of_embedding_benchmarks(model):
     z = model.encode(TYPED, batch_size=2, show_progress_bar=False)
     assert z.shape == (7, 32) and z.dtype == np.float32 and np.linalg.norm(z, axis=1) == pytest.approx(1.0, abs=1e-5)
     assert np.array_equal(z[0], z[1]) and np.array_equal(z[2], z[3]), 'as typed, and no words at all'
-    assert model.cut == 1
+    assert model.cut == 1 and np.array_equal(z, model.encode((line for line in TYPED), batch_size=2)), 'any iterable'
     alone = np.concatenate([model.encode([sentence]) for sentence in TYPED])
     assert alone == pytest.approx(z, abs=1e-5), 'neither the company nor the padding matters'
     assert model.encode([]).shape == (0, 32)
@@ -621,6 +626,21 @@ def test_embed_a_file(here, model, monkeypatch, capsys):
     assert sorted(path.name for path in Path('deep').iterdir()) == ['z.npy', 'z_canvas.npy']
 
 
+def test_embedding_leaves_other_files_alone_and_nothing_behind(here, model, monkeypatch, capsys):
+    Path('mine.tmp').write_text('a red cube\n')
+    sample.embed_file(model, 'mine.tmp', 'mine.npy', with_canvas=False)
+    assert Path('mine.tmp').read_text() == 'a red cube\n' and np.load('mine.npy').shape == (1, 32)
+    Path('own.npy').write_text('a red cube\n')
+    with pytest.raises(SystemExit):
+        sample.embed_file(model, 'own.npy', 'own.npy', with_canvas=False)
+    assert 'would replace the sentences' in capsys.readouterr().err and Path('own.npy').read_text() == 'a red cube\n'
+    before = sorted(Path().iterdir())
+    monkeypatch.setattr(sample, 'fill', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sample.embed_file(model, 'mine.tmp', 'stopped.npy', with_canvas=True)
+    assert sorted(Path().iterdir()) == before
+
+
 def test_sample_speaks(here, capsys):
     words = [str(ROOT / 'sample.py'), '--init_from=out/p6/ckpt.pt', '--device=cpu', '--figures=shown']
     run([*words, '--text=Two red cubes are under a blue ball', '--text2=a blue ball is on two red cubes', '--draw=2',
@@ -633,7 +653,12 @@ def test_sample_speaks(here, capsys):
     names = {path.name for path in Path('shown').iterdir()}
     assert names == {'two_red_cubes_are_under_a_blue_ball.png', 'drawn.png'}
     run([*words, '--text=nobody was there'])
-    assert 'not of the built-in grammar' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'not of the built-in grammar' in out and '\ncut ' not in out
+    run([*words, '--text=' + 'red ' * 300])
+    assert '\ncut          only its first 63 tokens' in capsys.readouterr().out
+    run([*words, '--text=' + '\U0001d4d0' * 90])
+    assert all(len(path.name.encode()) < 255 for path in Path('shown').iterdir())
 
 
 def test_rouge_l_of_sample_is_rouge_scores():
@@ -661,7 +686,10 @@ def test_sample_answers_until_an_empty_line(here, monkeypatch, capsys):
     (['--text=a', '--init_from=out/p1/ckpt.pt'], 'not of p5 or p6'), (['--draw=2'], 'no diffusion prior'),
     (['--embed=nowhere.txt'], 'no such file'), (['--embed=empty.txt'], 'the file is empty'),
     (['--embed=good.txt', '--out=z.txt'], 'ends in .npy'), (['--text=a', '--paraphrases=0'], 'at least 1'),
-    (['--draw=-1'], 'at least 1'), (['--embed=good.txt', '--out=folder.npy'], 'name of a file')])
+    (['--draw=-1'], 'at least 1'), (['--embed=good.txt', '--out=folder.npy'], 'name of a file'),
+    (['--text=a', '--top_p=7'], 'at most 1'), (['--text=a', '--walk=1'], 'at least 2'),
+    (['--text2=a'], 'compared with --text'),
+    (['--text=a', '--init_from=out/p6/ckpt.pt', '--figures=good.txt'], '--figures=good.txt: ')])
 def test_sample_refuses_in_one_line(here, bad_files, capsys, words, hint):
     Path('good.txt').write_text('a red cube\n')
     Path('folder.npy').mkdir(exist_ok=True)

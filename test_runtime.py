@@ -347,7 +347,7 @@ def test_tensorboard_gets_the_scalars_and_the_figures(settings):
     nets = {'net': nn.Linear(2, 2)}
     runtime.save(run, 2, nets, runtime.adamw(nets, 0.1, 0.1), runtime.EMA(nets, 0.9), metrics={}, arch={})
     run.tensorboard.flush()
-    events = EventAccumulator(str(run.dir)).Reload()
+    events = EventAccumulator(str(run.tensorboard.log_dir)).Reload()
     assert sorted(events.Tags()['scalars']) == ['train/alpha/0', 'train/alpha/1', 'train/loss']
     assert events.Scalars('train/loss')[0].step == 2 and events.Scalars('train/alpha/1')[0].value == 1
     assert events.Tags()['images'] == ['montage'] and [e.step for e in events.Images('montage')] == [2]

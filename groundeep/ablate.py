@@ -37,7 +37,7 @@ ABLATIONS = {
     'no enumeration of texts': '--enumeration=false',
     'no hot Gibbs': '--hot_gibbs=false',
     'a free phase': FREE_PHASE,
-    'a free phase, no collapse mitigation': f'{FREE_PHASE} --mitigation=false',
+    'a free phase without mitigation': f'{FREE_PHASE} --mitigation=false',
     'with gain control': '--gain=true',
     'none of them': '--balance=false --warmup=false --enumeration=false --hot_gibbs=false --mitigation=false',
     'all of them': f'{FREE_PHASE} --gain=true'}

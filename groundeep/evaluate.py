@@ -163,7 +163,7 @@ def logistic(x, numbers, images):
     """
     few = np.arange(min(len(x), 4000))
     learn, held = few[few % 5 > 0], few[few % 5 == 0]
-    fit = [LogisticRegression(C=C, max_iter=200, tol=1e-3).fit(x[learn], numbers[learn]) for C in (0.01, 0.1, 1.0)]
+    fit = [LogisticRegression(C=C, max_iter=1000, tol=1e-3).fit(x[learn], numbers[learn]) for C in (0.01, 0.1, 1.0)]
     best = max(fit, key=lambda model: model.score(x[held], numbers[held]))
     return best.fit(x, numbers).predict(images)
 

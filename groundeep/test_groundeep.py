@@ -439,6 +439,7 @@ def test_the_ablation_table_has_a_row_for_each_device_and_means_over_seeds(capsy
     monkeypatch.setattr(ablate, 'dry_run', True)
     ablate.main()
     lines = capsys.readouterr().out.splitlines()
+    assert not any(',' in name for name in ablate.ABLATIONS), 'commas separate the names of --only'
     assert len(lines) == 3 * len(ablate.ABLATIONS) and '--hot_gibbs=false' in ''.join(lines)
 
 

@@ -24,6 +24,7 @@ async function start() {
     marker: null, cursor: [16, 16], milliseconds: [],
   };
   window.playground = state;
+  $('loading').hidden = true;
   $('page').hidden = false;       // before the map is made, which measures itself
   $('page').inert = true;         // until there is a canvas to work on
 
@@ -113,6 +114,8 @@ async function start() {
       state.painted = state.base = await model.paint(state.text);
       state.paintedZ = null;
       $('blur').value = $('shuffle').value = 0;
+      const tooLong = model.tokenizer.encode(state.text, Infinity).length > about.max_length;
+      $('cut').textContent = tooLong ? `Only its first ${about.max_length - 1} tokens are read.` : '';
       drawCanvas();
       if (since !== null) state.milliseconds.push(performance.now() - since);
     }
@@ -217,10 +220,16 @@ async function start() {
     update();
   }
   const TOUCH = {
-    paint: (row, column) => brushed(state.base, about, row, column, BRUSH, state.on),
-    unpaint: (row, column) => brushed(state.base, about, row, column, -BRUSH, state.on),
-    cut: (row, column) => cutOut(state.base, about, row, column, CUT),
+    paint: (V, row, column) => brushed(V, about, row, column, BRUSH, state.on),
+    unpaint: (V, row, column) => brushed(V, about, row, column, -BRUSH, state.on),
+    cut: (V, row, column) => cutOut(V, about, row, column, CUT),
   };
+  // What is changed by hand is what is seen: a blurred or shuffled canvas stays so, and the sliders begin anew.
+  function keepSliders() {
+    state.base = state.shown;
+    $('blur').value = $('shuffle').value = 0;
+    drawCanvas();
+  }
   const picture = $('picture');
   const at = (event) => {
     const box = picture.getBoundingClientRect();
@@ -231,15 +240,26 @@ async function start() {
   picture.addEventListener('pointerdown', (event) => {
     if (!state.base) return;
     picture.setPointerCapture(event.pointerId);
+    keepSliders();
     drag = { from: at(event), base: state.base };
     showCursor(false);
-    if (TOUCH[state.tool]) change(TOUCH[state.tool](...drag.from));
+    if (TOUCH[state.tool]) change(TOUCH[state.tool](state.base, ...drag.from));
   });
   picture.addEventListener('pointermove', (event) => {
     if (!drag) return;
-    const [row, column] = at(event);
-    if (TOUCH[state.tool]) change(TOUCH[state.tool](row, column));
-    else change(shifted(drag.base, about, row - drag.from[0], column - drag.from[1]));
+    const to = at(event);
+    const [rows, columns] = [0, 1].map((axis) => to[axis] - drag.from[axis]);
+    if (!TOUCH[state.tool]) {
+      change(shifted(drag.base, about, rows, columns));
+      return;
+    }
+    const steps = Math.max(Math.abs(rows), Math.abs(columns));        // a fast stroke has no gaps
+    let V = state.base;
+    for (let i = 1; i <= steps; i++) {
+      V = TOUCH[state.tool](V, ...[rows, columns].map((by, axis) => drag.from[axis] + Math.round(by * i / steps)));
+    }
+    drag.from = to;
+    if (steps) change(V);
   });
   for (const name of ['pointerup', 'pointercancel']) picture.addEventListener(name, () => { drag = null; });
 
@@ -255,12 +275,13 @@ async function start() {
     const touch = TOUCH[state.tool];
     if (!step && event.key !== 'Enter' && event.key !== ' ') return;
     event.preventDefault();
+    if (!touch || !step) keepSliders();
     if (!touch) {
       if (step) change(shifted(state.base, about, ...step));
       return;
     }
     if (step) state.cursor = state.cursor.map((i, axis) => Math.min(about.size - 1, Math.max(0, i + step[axis])));
-    else change(touch(...state.cursor));
+    else change(touch(state.base, ...state.cursor));
     showCursor(true);
   });
   picture.addEventListener('blur', () => showCursor(false));
@@ -310,6 +331,7 @@ async function start() {
 }
 
 function showMessage(error) {
+  $('loading').hidden = true;
   $('page').hidden = true;
   $('message').textContent = error instanceof PageError ? error.message
     : `Something went wrong: ${error.message ?? error}`;

@@ -181,6 +181,7 @@ def test_typing_changes_the_canvas_and_it_is_pytorchs(page, exported):
         assert (canvas(page) - V).abs().max() < 1e-3
         assert np.abs(np.array(page.evaluate('Array.from(playground.z)')) - z[0].numpy()).max() < 1e-3
         before = canvas(page)
+        assert (page.text_content('#cut') != '') == (sentence == 'red ' * 100), 'what is left out is said'
     assert page.evaluate("document.getElementById('picture').toDataURL()") != pixels, 'and it is drawn'
     times = page.evaluate('playground.milliseconds')
     print(f'keystroke to canvas, small model: p50 {np.percentile(times, 50):.1f} ms, p95 {np.percentile(times, 95):.1f} ms')
@@ -219,8 +220,8 @@ def test_shuffling_blurring_and_resetting(page, exported):
 def test_the_mouse_shifts_paints_and_cuts(page):
     V, one = canvas(page), torch.ones(1, dtype=torch.long)
 
-    def drag(tool, row, column, rows=0, columns=0):
-        if page.is_enabled('#reset'):
+    def drag(tool, row, column, rows=0, columns=0, steps=3, reset=True):
+        if reset and page.is_enabled('#reset'):
             page.click('#reset')
         page.click(f'button[data-tool={tool}]')
         box = page.locator('#picture').bounding_box()
@@ -229,7 +230,7 @@ def test_the_mouse_shifts_paints_and_cuts(page):
         page.mouse.move(x, y)
         page.mouse.down()
         if rows or columns:
-            page.mouse.move(x + columns * cell, y + rows * cell, steps=3)
+            page.mouse.move(x + columns * cell, y + rows * cell, steps=steps)
         page.mouse.up()
         settle(page)
         return canvas(page)
@@ -243,6 +244,16 @@ def test_the_mouse_shifts_paints_and_cuts(page):
     assert painted[..., 16:].abs().max() == 0 and painted.argmax() % 1024 == 8 * 32 + 8
     assert (drag('unpaint', 8, 8) - V + painted).abs().max() < 1e-5, 'the opposite'
     page.click('#channels button >> nth=2')
+    stroke = drag('paint', 8, 4, 5, 20, steps=1) - V
+    assert (stroke[0, 2, :, 4:25].amax(0) > 0.1).all(), 'a fast stroke has no gaps'
+    page.click('#reset')
+    page.evaluate("shuffle.value = 100; shuffle.dispatchEvent(new Event('input'))")
+    settle(page)
+    shuffled = canvas(page)
+    changed = (drag('paint', 8, 8, reset=False) - shuffled)[0].abs().amax(0)
+    assert changed[8, 8] > 0.1 and changed[16:].max() == 0 and changed[:, 16:].max() == 0, 'paint lands on what is seen'
+    assert page.input_value('#shuffle') == '0'
+    page.click('#reset')
 
 
 def test_all_of_it_by_keyboard(page):
@@ -315,6 +326,8 @@ def test_phone_and_dark(chromium, base, width, scheme):
     assert page.evaluate('document.documentElement.scrollWidth') == width, 'nothing sticks out'
     paper = page.evaluate('getComputedStyle(document.body).backgroundColor')
     assert (int(re.search(r'\d+', paper)[0]) < 60) == (scheme == 'dark')
+    assert page.evaluate("getComputedStyle(document.getElementById('picture')).touchAction") == 'pan-y', 'a swipe scrolls'
+    assert not page.is_visible('#loading')
     screenshot(page, f'{width}_{scheme}')
     context.close()
     assert problems == []
