@@ -677,12 +677,12 @@ def redraw(folder):
 def main():
     chains = [sorted(path for path in Path(folder).glob('p*') if path.is_dir()) for folder in out.split(',')]
     folders = [Path(run)] if run else chains[0]
-    if gates and len(chains) > 1 and not html:
-        print(gates_over_seeds(chains))
-        return
     if html and (len(chains) > 1 or run or gates):
         runtime.fail('--html=true makes one report of all phases of one --out, gates included: it goes with no --run, no '
                      '--gates and no second folder')
+    if gates and len(chains) > 1:
+        print(gates_over_seeds(chains))
+        return
     if gates:
         gates_figure(folders)
         print(gates_text(folders))

@@ -125,11 +125,11 @@ class RBM(nn.Module):
         part.W, part.b, part.c = self.W[~clamp], self.b[~clamp], self.c + v[:, clamp] @ self.W[clamp]
         return part
 
-    def negative(self, v, k, persistent, refresh=0.0, clamp=None):
+    def negative(self, v, k, persistent, refresh=0.0):
         """Samples (N, V) for the negative phase: k Gibbs steps from the data v (CD-k, Hinton 2002), or from where the
         last call left the chains (PCD, Tieleman 2008), of which a share `refresh` starts again from noise."""
         if not persistent:
-            return self.gibbs(v, [1.0] * k, clamp)[0]
+            return self.gibbs(v, [1.0] * k)[0]
         if not self.fantasy_alive:
             self.fantasy.copy_(self.random_visible(len(self.fantasy)))
             self.fantasy_alive.fill_(True)

@@ -319,6 +319,14 @@ def test_a_missing_or_malformed_asset_gives_a_readable_message(page, base, train
         assert 'must be served' in message(page, (FOLDER / f'{name}.html').as_uri())
 
 
+@pytest.mark.parametrize('name', ('latent_space_viewer', 'interactive_latent_playground'))
+def test_a_page_opened_as_a_file_says_how_to_serve_it(page, name):
+    page.goto((measure_browser.ROOT / f'grounding/{name}.html').as_uri())
+    message = page.text_content('#message')
+    assert 'python -m http.server' in message and f'/grounding/{name}.html' in message and page.is_visible('#message')
+    assert page.locator('.panel:visible').count() == 0
+
+
 def test_without_node_modules_the_pages_say_how_to_install(page, trained, tmp_path):
     (tmp_path / 'artifacts').symlink_to(trained.artifacts)
     shutil.copytree(FOLDER, tmp_path / 'grounding', ignore=shutil.ignore_patterns('node_modules', '__pycache__'))
