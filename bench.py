@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import model
 import p1_canvas
+import p2_contrast
 import p7_ablate
 import plot
 import priors
@@ -152,9 +153,7 @@ def measure_step(script, words, timed):
     sys.argv = [script, *words]
     sys.path.insert(0, str(HERE))
     runpy.run_path(str(HERE / script), run_name='__main__')
-    cuda = found['device'].startswith('cuda')
-    peak = (torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return found | {'gigabytes': peak / 2 ** 30}
+    return found | {'gigabytes': peak_gigabytes(torch.device(found['device']))}
 
 
 def cost_of_priors(V, alpha, cell, where):
@@ -274,8 +273,26 @@ def bench_ranks():
     return rows
 
 
+def peak_gigabytes(where):
+    """Highest memory of this process so far: of the device, or on a CPU resident (Linux)."""
+    return (torch.cuda.max_memory_allocated() if where.type == 'cuda' else
+            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2 ** 30
+
+
+def measure_contrast(batch, device):
+    """What the contrastive loss of `batch` scenes, three variants in two views each, adds to the peak memory, forward and
+    backward, in this process: the part of P2 that gradient caching does not cut."""
+    where = runtime.find_device(device)
+    Z = torch.nn.functional.normalize(torch.randn(batch, 3, 2, 256, device=where), dim=-1).requires_grad_()
+    meanings = torch.arange(3 * batch, device=where).view(batch, 3)
+    before = peak_gigabytes(where)
+    p2_contrast.contrast(Z, meanings, meanings >= 0, 3, 0.07).backward()
+    return peak_gigabytes(where) - before
+
+
 def bench_memory(on_a_gpu):
-    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching)."""
+    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching); and what the loss
+    over the whole batch adds, by itself, up to batches whose steps take too long here."""
     folder, rows, part = Path(out_dir).resolve() / 'memory', {}, 64 if on_a_gpu else 2
     step_of('p1', '--batch_size=4 --compile=false', folder, timed=1)
     for batch in (256, 1024, 4096) if on_a_gpu else (2, 8, 32):
@@ -284,6 +301,10 @@ def bench_memory(on_a_gpu):
         if isinstance(found, dict):
             found = f"peak {found['gigabytes']:.2f} GiB, {found['seconds'][0]:.1f} s a step"
         print(f'batch {batch:5d} in parts of {part}: {found}', flush=True)
+    for batch in (256, 1024, 4096):
+        rows[f'loss {batch}'] = found = in_a_process(f'measure_contrast({batch}, {device!r})', folder)
+        print(f'batch {batch:5d}, the contrastive loss alone: '
+              + (found if isinstance(found, str) else f'{found:.2f} GiB'), flush=True)
     return rows
 
 
@@ -317,11 +338,8 @@ def measure_canvas(size, channels, batch, device):
             V = encoder(x)
         priors.image_prior_loss(priors.image_prior_terms(V), weights).backward()
 
-    rates = timed(forward), timed(backward)
-    peak = (torch.cuda.max_memory_allocated() if where.type == 'cuda' else
-            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return {'size': size, 'channels': channels, 'batch': batch, 'forward': rates[0], 'backward': rates[1],
-            'gigabytes': peak / 2**30}
+    return {'size': size, 'channels': channels, 'batch': batch, 'forward': timed(forward), 'backward': timed(backward),
+            'gigabytes': peak_gigabytes(where)}
 
 
 def bench_canvases(on_a_gpu):
