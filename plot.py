@@ -392,8 +392,9 @@ def sentence(a):
     for c, (name, channel) in enumerate(panels):
         spread = max(np.quantile(abs(channel - np.median(channel)), 0.995), 1e-6)
         tile(c, 0, name, channel - np.median(channel), cmap='RdBu_r', vmin=-spread, vmax=spread)
+    norm = PowerNorm(0.5, 0, max(maps.max(), 1e-12))                     # as in `attention`
     for t, (word, weights) in enumerate(zip(words, maps)):
-        tile(t % columns, 1 + t // columns, str(word).strip(), weights, cmap='viridis', vmin=0)
+        tile(t % columns, 1 + t // columns, str(word).strip(), weights, cmap='magma', norm=norm)
     ax.set(xlim=(0, columns), ylim=(1.15 * rows, -0.15), aspect='equal')
     fig.suptitle(str(a['title']), fontsize=10, parse_math=False)
     return fig
