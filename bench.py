@@ -104,7 +104,8 @@ def measure_step(script, words, timed):
             found['seconds'].append(time.perf_counter() - began)
             found['data'].append(sum(in_data))
             found['peak'].append(peak_rate(run.device, run.dtype))
-        found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device))
+        found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device),
+                     gigabytes=peak_gigabytes(run.device))                            # before the profiler's own
         with FlopCounterMode(display=False) as counter:
             yield step + 1
         found['operations'] = counter.get_total_flops()
@@ -153,7 +154,7 @@ def measure_step(script, words, timed):
     sys.argv = [script, *words]
     sys.path.insert(0, str(HERE))
     runpy.run_path(str(HERE / script), run_name='__main__')
-    return found | {'gigabytes': peak_gigabytes(torch.device(found['device']))}
+    return found
 
 
 def cost_of_priors(V, alpha, cell, where):

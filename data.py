@@ -636,15 +636,15 @@ class Corpus:
     every rank draws the whole batch's indices and takes its own rows.
 
     The arrays of write_split, memory-mapped on the host but for meanings and, up to 2 GiB, tokens, which are on the
-    device. fewest: indices of the scenes of the fewest things; others: of the rest, None if there is none."""
+    device. fewest: indices of the scenes of the fewest things; others: of the rest; None if there is no rest."""
 
     def __init__(self, path, canonical, max_length, device):
         self.tokens, self.starts, self.first, self.count, meanings, things = (read_array(path, name) for name in ARRAYS)
         self.meanings = meanings.to(device)
         if self.tokens.nbytes <= 2 << 30:
             self.tokens = self.tokens.to(device)
-        self.fewest, others = (torch.nonzero(which)[:, 0] for which in (things == things.min(), things > things.min()))
-        self.others = others if len(others) else None
+        few = things == things.min()
+        self.fewest, self.others = (None, None) if few.all() else (torch.nonzero(which)[:, 0] for which in (few, ~few))
         longest = int(self.starts.diff().max())
         self.width = min(max_length, -(-longest // 8) * 8)
         self.rounding = 2 if torch.device(device).type == 'cpu' else 8       # where each width is a graph to compile
@@ -793,8 +793,8 @@ TOKENIZER_LINES = 200_000     # what BPE is trained on, at most
 
 def prepare(folder, config, say=print):
     """Render (or read) the corpus, train the tokenizer, write the arrays, tokenizer.json and eval_pack.jsonl. The
-    folder appears under its name only when it is complete. Memory grows by the scenes, or by some 50 bytes a line of a
-    corpus of your own, never by the sentences."""
+    folder appears under its name only when it is complete. Memory grows by the scenes of the built-in grammar, and not
+    at all by a corpus of your own."""
     began = time.time()
     if not 256 + SPECIALS <= config['vocab_size'] <= 32768:
         runtime.fail(f"--vocab_size={config['vocab_size']}: expects {256 + SPECIALS} (the single bytes and {SPECIALS} "
@@ -858,71 +858,69 @@ MOST_RENDERINGS = 8
 
 
 def read_corpus(path, say=print):
-    """A corpus of your own -> {'train': iterator of rows, 'val': list of rows}, rows as of render_split; every tenth
-    original is held out, or as many as make 10,000. Held-out sentences, their paraphrases and
-    counterfactuals are taken out of training wherever they come again, and are held out once.
+    """A corpus of your own -> {'train': iterator of rows, 'val': list of rows}, rows as of render_split. A tenth of the
+    originals is held out, 10,000 at most: those with the smallest hashes, so nothing has to be remembered of the
+    others. Held-out sentences, their paraphrases and counterfactuals are taken out of training wherever they come
+    again, and are held out once.
 
     .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or
-    {family: [str]}; the last two may be missing. Read line by line, three times, and never held in memory; a bad line
+    {family: [str]}; the last two may be missing. Read line by line, twice, and never held in memory; a bad line
     is reported with its number and left out. Originals that are equal after normalisation count as one meaning.
     SystemExit(2) when nothing is left."""
-    good, bad = 0, 0
+    good = 0
 
-    def key(number, raw):
-        """The hash of a line's original, 0 for a blank or a bad line."""
-        nonlocal good, bad
-        try:
-            groups = _parse_line(raw.decode('utf-8'), path)
-        except ValueError as error:
-            bad += 1
-            if bad <= 10:
-                say(f'bad line left out: {path}:{number}: {error}')
-            return 0
-        good += groups is not None
-        return sentence_id(groups[0][0]) if groups else 0
-
-    def rows(wanted):
-        """The groups of the lines that are wanted (an iterable of booleans), parsed again."""
+    def rows(complain=lambda line: None):
+        """(id of the original, groups of sentences) of every good line."""
+        bad = 0
         try:
             with open(path, 'rb') as file:
-                for raw in itertools.compress(file, wanted):
-                    yield [*_parse_line(raw.decode('utf-8'), path)]
-        except (OSError, TypeError, ValueError):               # None is a blank line
-            runtime.fail(f'--corpus={path} has changed while it was read')
+                for number, raw in enumerate(file, start=1):
+                    try:
+                        groups = _parse_line(raw.decode('utf-8'), path)
+                    except ValueError as error:
+                        bad += 1
+                        if bad <= 10:
+                            complain(f'bad line left out: {path}:{number}: {error}')
+                        continue
+                    if groups:                                 # None is a blank line
+                        yield sentence_id(groups[0][0]), groups
+        except OSError as error:
+            runtime.fail(f'--corpus={path}: {error.strerror}')
+        if bad > 10:
+            complain(f'... and {bad - 10} more bad lines')
 
     def as_row(groups):
         groups = [group[:MOST_RENDERINGS] for group in groups] + [[]] * (len(VARIANTS) - len(groups))
         return groups, [sentence_id(group[0]) if group else 0 for group in groups], 0
 
     def train():
-        taken = 0
-        for groups in rows(free):
-            seen = [[sentence for sentence in group if sentence not in secret] for group in groups]
-            taken += sum(map(len, groups)) - sum(map(len, seen))
-            if seen[0]:
-                yield as_row(seen)
+        taken = again = 0
+        for key, groups in rows():
+            again += 1
+            if key not in val:
+                seen = [[sentence for sentence in group if sentence not in secret] for group in groups]
+                taken += sum(map(len, groups)) - sum(map(len, seen))
+                if seen[0]:
+                    yield as_row(seen)
+        if again != good:
+            runtime.fail(f'--corpus={path} has changed while it was read')
         if taken:
             say(f'{taken} sentences taken out of training because they are held out')
 
-    try:
-        with open(path, 'rb') as file:
-            keys = np.fromiter((key(number, raw) for number, raw in enumerate(file, start=1)), np.int64)
-    except OSError as error:
-        runtime.fail(f'--corpus={path}: {error.strerror}')
-    if bad > 10:
-        say(f'... and {bad - 10} more bad lines')
-    different, line = np.unique(keys, return_index=True)
-    line = np.sort(line[different != 0])                       # where each original comes first
-    if len(line) < 20:
-        runtime.fail(f'--corpus={path}: only {len(line)} different good sentences on {good + bad} lines; '
+    smallest, bound = {}, 1 << 63              # {id: groups of the line where it comes first}, no id above the bound
+    for key, groups in rows(say):
+        good += 1
+        if key < bound:
+            smallest.setdefault(key, groups)
+            if len(smallest) > 20 * HELD_OUT_LINES:
+                smallest = dict(sorted(smallest.items())[:10 * HELD_OUT_LINES])
+                bound = max(smallest)
+    if len(smallest) < 20:
+        runtime.fail(f'--corpus={path}: only {len(smallest)} different good sentences on {good} lines; '
                      'at least 20 are needed')
-    line = line[::max(10, -(-len(line) // HELD_OUT_LINES))]
-    wanted, held_out = np.zeros(len(keys), bool), np.sort(keys[line])
-    wanted[line] = True
-    free = (keys != 0) & (held_out[np.searchsorted(held_out, keys).clip(max=len(line) - 1)] != keys)
-    val = [*rows(wanted)]
-    secret = {sentence for groups in val for group in groups for sentence in group}
-    return {'train': train(), 'val': [as_row(groups) for groups in val]}
+    val = dict(sorted(smallest.items())[:min(HELD_OUT_LINES, -(-len(smallest) // 10))])
+    secret = {sentence for groups in val.values() for group in groups for sentence in group}
+    return {'train': train(), 'val': [as_row(groups) for groups in val.values()]}
 
 
 def sentence_id(text):

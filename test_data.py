@@ -340,13 +340,16 @@ def test_simpler_scenes_are_mixed_into_training_only(both):
         assert split != 'train' or 20 < sum(n < 4 for n in things[:100]) < 80, 'the tokenizer reads the first lines'
         corpus = both[3].corpora[split]
         fewest = [n == min(things) for n in things]
+        if all(fewest):
+            assert corpus.fewest is corpus.others is None
+            continue
         assert corpus.fewest.tolist() == [s for s, few in enumerate(fewest) if few]
-        assert corpus.others is None if all(fewest) else corpus.others.tolist() == [s for s, few in enumerate(fewest)
-                                                                                   if not few]
+        assert corpus.others.tolist() == [s for s, few in enumerate(fewest) if not few]
         drawn = corpus.draw(300, 0, 0, corpus.fewest)[0].tolist()
         assert set(drawn) <= set(corpus.fewest.tolist()) and len(set(drawn)) > 40
     corpus = both[1].corpora['train']
-    assert torch.equal(corpus.draw(9, 3, 4)[0], corpus.draw(9, 3, 4, corpus.fewest)[0]), 'all scenes are alike here'
+    assert torch.equal(corpus.draw(9, 3, 4)[0], corpus.draw(9, 3, 4, torch.arange(corpus.size))[0]), 'of all'
+    assert corpus.fewest is None, 'all scenes are alike here'
 
 
 @pytest.mark.parametrize('complexity', [1, 2])
@@ -683,7 +686,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-GOOD = [f'the cat number {n} sat on the mat' for n in range(20)]
+_cats = sorted((f'the cat number {n} sat on the mat' for n in range(1000)), key=data.sentence_id)
+GOOD = [_cats[0], *_cats[-18:-9], _cats[1], *_cats[-9:]]      # the two with the smallest hashes, 0 and 10, are held out
 
 
 def bad_numbers(said, path):
@@ -694,14 +698,14 @@ def bad_numbers(said, path):
 def test_text_corpus_with_bad_lines(here):
     lines = [line.encode() for line in GOOD]
     lines[3:3] = [b'caf\xe9 in latin one', b'', b'   \t', b'... !!', b'long ' * 500]         # lines 4 to 8
-    lines += [b'The Cat, number 0, sat on the mat.', GOOD[3].upper().encode(), 'ein großer Kater'.encode()]
+    lines += [GOOD[0].title().encode() + b' .', GOOD[3].upper().encode(), 'ein großer Kater'.encode()]
     Path('c.txt').write_bytes(b'\n'.join(lines))
     said = []
     parts = data.read_corpus('c.txt', said.append)
     assert bad_numbers(said, 'c.txt') == [4, 7, 8], 'blank lines are no news'
     parts = {split: [*rows] for split, rows in parts.items()}
     sentences = {split: [sentence for groups, *_ in rows for sentence in groups[0]] for split, rows in parts.items()}
-    assert sentences['val'] == [GOOD[0], GOOD[10], 'ein großer kater'], 'each tenth, once'
+    assert sorted(sentences['val']) == sorted(['ein großer kater', GOOD[0], GOOD[10]]), 'a tenth, once'
     assert sentences['train'] == GOOD[1:10] + GOOD[11:] + GOOD[3:4]
     assert len({meanings[0] for _, meanings, _ in parts['val']}) == 3
     assert all(groups[1:] == [[]] * 6 and meanings[1:] == [0] * 6 for groups, meanings, _ in parts['val'])
@@ -732,13 +736,14 @@ def test_jsonl_pairs_keep_their_places(here):
         {'original': 'A dog barks.', 'paraphrases': ['a hound barks', ' ', 'Barks, a dog!'],
          'counterfactuals': {'argument swap': ['Barks a dog'], 'tense': ['a dog barked'],
                              'count': ['Two dogs bark', 'dogs bark']}},
-        {'original': 'a cat sleeps', 'paraphrases': ['A hound barks'], 'counterfactuals': ['a cat eats', 'a dog barks',
+        {'original': 'a cat naps', 'paraphrases': ['A hound barks'], 'counterfactuals': ['a cat eats', 'a dog barks',
                                                                                          GOOD[1]]}]
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     said = []
     parts = {split: [*rows] for split, rows in data.read_corpus('c.jsonl', said.append).items()}
     assert said == ['2 sentences taken out of training because they are held out']
-    groups, meanings, _ = parts['val'][2]                              # rows 0, 10, 20
+    assert {groups[0][0] for groups, *_ in parts['val']} == {GOOD[0], GOOD[10], 'a dog barks'}
+    groups = next(groups for groups, *_ in parts['val'] if groups[0][0] == 'a dog barks')
     assert [len(group) for group in groups] == [3, 1, 0, 0, 2, 1, 0]
     assert groups[0] == ['a dog barks', 'a hound barks', 'barks a dog']
     assert groups[1] == ['a dog barked']                               # an unknown family takes a free place
@@ -817,7 +822,7 @@ def test_long_sentences_keep_their_length(here):
 
 
 def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
-    """Preparing takes fifty bytes a line of what Python and numpy allocate; the line and its ids alone are hundreds."""
+    """What Python and numpy allocate while three times as many lines are prepared does not grow by a byte a line."""
     monkeypatch.setattr(data, 'TOKENIZER_LINES', 2000)
     monkeypatch.setattr(data, 'HELD_OUT_LINES', 200)
     peaks = []
@@ -829,9 +834,10 @@ def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         splits, tokenizer = data.load(config)
-        assert splits['val'].size == 200 and splits['train'].size == n - 200, 'spread over the corpus, at most so many'
-        assert tokenizer.decode(splits['train'].fixed()[-1].tolist()) == f'the cat number {n - 1} sat on the mat'
-    assert peaks[2] - peaks[1] < 16_000 * 50, peaks
+        assert splits['val'].size == 200 and splits['train'].size == n - 200, 'a tenth, at most so many'
+        ends = [tokenizer.decode(splits[split].fixed()[-1].tolist()).split()[3] for split in ('train', 'val')]
+        assert int(ends[0]) > n - 20 and int(ends[1]) < n, 'to the last line'
+    assert peaks[2] - peaks[1] < 16_000, peaks
 
 
 @pytest.mark.parametrize('content', [
