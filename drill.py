@@ -1,6 +1,6 @@
 """Fault drill: kill -9 at random moments of every phase, resume, and compare with the run that nobody disturbed.
 
-Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every other step) at a moment drawn
+Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every fourth step) at a moment drawn
 evenly over the time that the undisturbed run took, importing and drawing of figures included; every third run is killed
 a second time while it resumes. What must hold: the folder holds a checkpoint that can be read, or none yet; and after
 --resume=true the final weights, averages, optimizer state and random state are those of the undisturbed run, bit for
@@ -40,7 +40,7 @@ def command(phase, folder):
     """The command line of a phase that starts from the undisturbed phase before it."""
     before = [f'--init_from={out_dir}/straight/p{int(phase[1]) - 1}/ckpt.pt'] if phase != 'p1' else []
     return [sys.executable, str(HERE / SCRIPTS[phase]), *WORDS[phase], *before, f'--out_dir={folder}', '--max_steps=8',
-            '--lr_steps=8', '--warmup_steps=1', '--eval_every=2', '--log_every=1', '--device=cpu', '--resume=true']
+            '--lr_steps=8', '--warmup_steps=1', '--eval_every=4', '--log_every=1', '--device=cpu', '--resume=true']
 
 
 def run(words, seconds=None):

@@ -675,8 +675,8 @@ def resume(run, nets, optimizer, ema):
     """With config['resume'], restore nets, optimizer, EMA, random state and history; returns the checkpoint dict.
 
     Returns None when the run starts afresh; checkpoint, log and gate in the folder are then kept under `.old` names.
-    Raises SystemExit(2), after one line, when the checkpoint cannot be read or is of nets of other sizes. Rates, decay
-    and scales of the optimizer are those of this run's config. From here on each rank draws its own dropout and noise.
+    Raises SystemExit(2), after one line, when the checkpoint cannot be read or is of nets of other sizes. Decay and
+    scales of the optimizer are those of this run's config. From here on each rank draws its own dropout and noise.
     """
     if not (run.config['resume'] and run.checkpoint.exists()):
         start_over(run)
@@ -687,7 +687,8 @@ def resume(run, nets, optimizer, ema):
         for name, net in nets.items():
             net.load_state_dict(checkpoint['nets'][name])
         ema.load_state_dict(checkpoint['ema'])
-        settings = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
+        settings = [{key: value for key, value in group.items() if key not in ('params', 'lr')}     # a step sets lr
+                    for group in optimizer.param_groups]
         optimizer.load_state_dict(checkpoint['optimizer'])
         for group, own in zip(optimizer.param_groups, settings):
             group.update(own)

@@ -427,6 +427,7 @@ def test_ema_weights_leave_no_trace(tmp_path):
 def test_save_then_resume_restores_everything(tmp_path):
     run, nets, optimizer, ema = trained(tmp_path)
     run.history = [{'phase': 'p8', 'step': 1, 'config': {}, 'metrics': {}, 'pass': True}]
+    optimizer.param_groups[0]['lr'] = 0.0123
     runtime.save(run, 5, nets, optimizer, ema, metrics={'alpha': torch.tensor([2.0])}, arch={'width': 3},
                  extra={'bank': [1]})
     expected = torch.rand(4)
@@ -442,6 +443,7 @@ def test_save_then_resume_restores_everything(tmp_path):
         assert all(torch.equal(old[key], new[key]) for key in old)
     old, new = optimizer.state_dict()['state'], fresh_optimizer.state_dict()['state']
     assert all(torch.equal(old[i][key], new[i][key]) for i in old for key in old[i]) and old
+    assert fresh_optimizer.param_groups[0]['lr'] == 0.0123, 'or a run killed after its last step saves another rate'
     assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 4}\n'
 
 
