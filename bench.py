@@ -52,12 +52,13 @@ config = runtime.configure(globals())
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = p7_ablate.SCRIPTS
-P6 = '--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64'        # the rest is P5's
+P6 = ('--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64 --refresh=16 --prior_rows=16 --lambda_prior=1 '
+      '--t_low=0.4 --t_high=0.8')                                             # the rest is P5's
 FULL_ON_A_CPU = {phase: '--batch_size=4' for phase in SCRIPTS} | {
     'p5': '--batch_size=4 --generated=4', 'p6': '--batch_size=4 --unet_batch=4 --buffer_size=64'}
-KINDS = {                 # operators by what they are for; the first fitting word decides
-    'matrix products': ('mm', 'bmm', 'linear', 'nvjet', 'cutlass'), 'attention': ('fmha', 'flash', 'attention'),
-    'convolutions': ('conv',), 'softmax': ('softmax',),
+KINDS = {                 # operators by what they are for; the first fitting word decides; attention only where fused
+    'attention': ('fmha', 'flash', 'attention'), 'convolutions': ('conv', 'implicit'),
+    'matrix products': ('mm', 'bmm', 'linear', 'nvjet', 'cutlass'), 'softmax': ('softmax',),
     'FFT': ('fft',), 'norms': ('norm',), 'optimizer': ('adam', 'foreach', 'Optimizer'),
     'copies and casts': ('copy', 'to_', 'cat', 'index', 'gather', 'contiguous'), 'elementwise': ('',)}
 
@@ -115,7 +116,8 @@ def measure_step(script, words, timed):
             yield step + 2
         spent = Counter()
         for event in profile.key_averages():
-            if run.device.type == 'cuda' and event.device_type != torch.autograd.DeviceType.CUDA:
+            if run.device.type == 'cuda' and (event.device_type != torch.autograd.DeviceType.CUDA
+                                              or event.is_user_annotation):
                 continue                             # operators carry the time of their kernels once more
             spent[kind_of(event.key)] += (event.self_device_time_total if run.device.type == 'cuda'
                                           else event.self_cpu_time_total)
@@ -139,7 +141,7 @@ def measure_step(script, words, timed):
 
     def remembered(terms):
         def remembering(V, *rest):
-            canvases.append((V.detach(), *rest))
+            canvases[:] = [(V.detach(), *rest)]
             return terms(V, *rest)
         return remembering
 
@@ -212,7 +214,7 @@ def step_of(phase, words, folder, timed=None, **how):
 def words_of(phase, on_a_gpu):
     """The settings of a phase at `size`, without what would not be a step of its last stage."""
     if size == 'cpu':
-        left_out = '--max_steps', '--eval_every', '--num_scenes'
+        left_out = '--max_steps', '--eval_every', '--num_scenes', '--controls'
         words = P6 if phase == 'p6' else ' '.join(
             word for word in p7_ablate.PRESETS['cpu'][phase].split() if not word.startswith(left_out))
     else:
@@ -275,14 +277,14 @@ def bench_ranks():
 
 
 def peak_gigabytes(where):
-    """Highest memory of this process so far: of the device, or on a CPU resident (Linux)."""
-    return (torch.cuda.max_memory_allocated() if where.type == 'cuda' else
+    """Highest memory of this process so far: reserved on the device, or on a CPU resident (Linux)."""
+    return (torch.cuda.max_memory_reserved() if where.type == 'cuda' else
             1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2 ** 30
 
 
 def measure_contrast(batch, device):
-    """What the contrastive loss of `batch` scenes, three variants in two views each, adds to the peak memory, forward and
-    backward, in this process: the part of P2 that gradient caching does not cut."""
+    """What the contrastive loss of `batch` scenes, three variants in two views each, adds to the peak memory, forward
+    and backward, in this process: the part of P2 that gradient caching does not cut."""
     where = runtime.find_device(device)
     Z = torch.nn.functional.normalize(torch.randn(batch, 3, 2, 256, device=where), dim=-1).requires_grad_()
     meanings = torch.arange(3 * batch, device=where).view(batch, 3)
@@ -292,8 +294,8 @@ def measure_contrast(batch, device):
 
 
 def bench_memory(on_a_gpu):
-    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching); and what the loss
-    over the whole batch adds, by itself, up to batches whose steps take too long here."""
+    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching); and what the
+    loss over the whole batch adds, by itself, up to batches whose steps take too long here."""
     folder, rows, part = Path(out_dir).resolve() / 'memory', {}, 64 if on_a_gpu else 2
     step_of('p1', '--batch_size=4 --compile=false', folder, timed=1)
     for batch in (256, 1024, 4096) if on_a_gpu else (2, 8, 32):

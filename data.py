@@ -604,7 +604,7 @@ def write_split(path, rows, tokenizer, max_length, bar=None):
     sentences, total = 0, 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(f'{path}.{name}', 'wb')) for name in ARRAYS}
-        np.zeros(1, ARRAYS['starts']).tofile(files['starts'])
+        files['starts'].write(np.zeros(1, ARRAYS['starts']))
         while chunk := list(itertools.islice(rows, 1000)):
             groups, meanings, things = zip(*chunk)
             lines = [line for row in groups for group in row for line in group]
@@ -616,7 +616,7 @@ def write_split(path, rows, tokenizer, max_length, bar=None):
             first = sentences + count.cumsum().reshape(count.shape) - count
             for name, values in (('tokens', tokens), ('starts', total + lengths.cumsum()), ('first', first),
                                  ('count', count), ('meanings', meanings), ('things', things)):
-                np.asarray(values).astype(ARRAYS[name]).tofile(files[name])
+                files[name].write(np.ascontiguousarray(values, ARRAYS[name]))       # tofile hides why a disk refuses
             sentences, total = sentences + len(lines), total + len(tokens)
             if bar is not None:
                 bar.update(len(chunk))
@@ -645,7 +645,7 @@ class Corpus:
             self.tokens = self.tokens.to(device)
         few = things == things.min()
         self.fewest, self.others = (None, None) if few.all() else (torch.nonzero(which)[:, 0] for which in (few, ~few))
-        longest = int(self.starts.diff().max())
+        longest = max(int(self.starts[i:i + 1_000_001].diff().max()) for i in range(0, len(self.starts) - 1, 1_000_000))
         self.width = min(max_length, -(-longest // 8) * 8)
         self.rounding = 2 if torch.device(device).type == 'cpu' else 8       # where each width is a graph to compile
         self.size, self.canonical, self.device = len(self.count), canonical, device
@@ -762,13 +762,6 @@ def spread(index, each, k):
             + (index + turn * (each // m)) % each).flatten()   # (m*n,)
 
 
-def check_tokenizer(tokenizer, checkpoint):
-    """SystemExit(2), after one line, if the nets of a checkpoint have learnt other token ids."""
-    if checkpoint['extra']['tokenizer'] != tokenizer.state():
-        runtime.fail('the checkpoint has learnt other token ids: the corpus or data.py has changed since; start again '
-                     'with p1_canvas.py')
-
-
 def check_family(leave_out):
     """SystemExit(2), after one line, if leave_out is neither '' nor a family of counterfactuals."""
     if leave_out not in ('', *FAMILIES):
@@ -793,8 +786,8 @@ TOKENIZER_LINES = 200_000     # what BPE is trained on, at most
 
 def prepare(folder, config, say=print):
     """Render (or read) the corpus, train the tokenizer, write the arrays, tokenizer.json and eval_pack.jsonl. The
-    folder appears under its name only when it is complete. Memory grows by the scenes of the built-in grammar, and not
-    at all by a corpus of your own."""
+    folder appears under its name only when it is complete; SystemExit(2), after one line, when the disk refuses. Memory
+    grows by the scenes of the built-in grammar, and not at all by a corpus of your own."""
     began = time.time()
     if not 256 + SPECIALS <= config['vocab_size'] <= 32768:
         runtime.fail(f"--vocab_size={config['vocab_size']}: expects {256 + SPECIALS} (the single bytes and {SPECIALS} "
@@ -820,6 +813,7 @@ def prepare(folder, config, say=print):
         runtime.fail(f"--corpus={config['corpus']}: nothing is left to train on without the held-out sentences")
     tokenizer = Tokenizer.train(iter(lines[:TOKENIZER_LINES]), config['vocab_size'])
     temporary = Path(f'{folder}.{os.getpid()}.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)      # of a process of the same number that was killed
     temporary.mkdir(parents=True)
     try:
         write_eval_pack(temporary / 'eval_pack.jsonl', parts['val'])
@@ -839,6 +833,8 @@ def prepare(folder, config, say=print):
         except OSError:                      # another process was faster and wrote the same
             if not folder.exists():
                 raise
+    except OSError as error:
+        runtime.fail(f'cannot write {folder}: {error.strerror}')
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     say(f'prepared {folder}: {sentences} sentences, {tokenizer.size} tokens in the vocabulary, '
@@ -978,7 +974,7 @@ def load(config, run=None, checkpoint=None):
         runtime.barrier(run)
     tokenizer = Tokenizer.load(json.loads((folder / 'tokenizer.json').read_text()))
     if checkpoint:
-        check_tokenizer(tokenizer, checkpoint)
+        runtime.check_tokenizer(tokenizer, checkpoint)
     splits = {}
     for split in SPLITS:
         if (folder / f'{split}.tokens').exists():

@@ -224,9 +224,7 @@ def main():
             f'{train.size} scenes, {tokenizer.size} tokens')
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
-    state = runtime.resume(run, nets, optimizer, ema)
-    if state:
-        data.check_tokenizer(tokenizer, state)
+    state = runtime.resume(run, nets, optimizer, ema, tokenizer)
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations = extra.get('evaluations', [])
     came_in = extra.get('came_in', None if lambda_rec and prior_gate else 0)      # step at which the priors came in

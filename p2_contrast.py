@@ -262,7 +262,7 @@ def main():
     cell = arch['size'] // arch['query_grid']
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
-    state = runtime.resume(run, nets, optimizer, ema)
+    state = runtime.resume(run, nets, optimizer, ema, tokenizer)
     start, metrics, extra = (state['step'], state['metrics'], state['extra']) if state else (0, {}, {})
     evaluations, stage = extra.get('evaluations', []), extra.get('stage', 1 if staged and train.canonical else 3)
     few = extra.get('few', stage == 1 and train.others is not None)      # only scenes of the fewest things so far
@@ -314,8 +314,8 @@ def main():
         terms = {}
 
         def forward(part):
-            """(sentences (n, K, views, T), which scenes) -> z (n, K, views, E) and the losses that
-            need no other sentence."""
+            """(sentences (n, K, views, T), which scenes) -> z (n, K, views, E), the losses that need no
+            other sentence, and their terms."""
             x, index = part
             flat = x.flatten(0, 2)
             some = data.spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
@@ -324,9 +324,9 @@ def main():
                 z, V = readout(V), V[some]
                 rec = (reconstruction(decoder, noisy(V, canvas_noise), None, flat[some])
                        if lambda_rec else V.new_zeros(()))
-            terms.update(priors.image_prior_terms(priors.seen(V, stride, prior_samples // parts), alpha, cell), rec=rec)
-            local = priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec
-            return z.unflatten(0, x.shape[:3]), local
+            found = priors.image_prior_terms(priors.seen(V, stride, prior_samples // parts), alpha, cell)
+            local = priors.image_prior_loss(found, weights(config)) + lambda_rec * rec
+            return z.unflatten(0, x.shape[:3]), local, found | {'rec': rec}
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
@@ -339,7 +339,8 @@ def main():
                 loss = loss + lambda_barlow * barlow(z1, z2)
             return loss
 
-        loss = runtime.contrastive_backward(forward, (x, index), grad_accum, loss_of_all)
+        loss, local_terms = runtime.contrastive_backward(forward, (x, index), grad_accum, loss_of_all)
+        terms |= local_terms
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()

@@ -152,7 +152,7 @@ def main():
              if mine_pairs and train.canonical else None)      # as in P2
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
-    state = runtime.resume(run, nets, optimizer, ema)
+    state = runtime.resume(run, nets, optimizer, ema, tokenizer)
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     evaluations = state['extra']['evaluations'] if state else []
     runtime.compile_nets(nets, run)
@@ -198,8 +198,8 @@ def main():
         terms = {}
 
         def forward(part):
-            """(x (n, K, views, T), u (n, K, views, 7), which scenes) -> z (n, K, views, E) and the losses
-            that need no other sentence."""
+            """(x (n, K, views, T), u (n, K, views, 7), which scenes) -> z (n, K, views, E), the losses that
+            need no other sentence, and their terms."""
             x, u, index = part
             flat = x.flatten(0, 2)
             with run.autocast():
@@ -212,22 +212,22 @@ def main():
                        if lambda_rec else V.new_zeros(()))
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
-            terms.update(priors.image_prior_terms(priors.seen(V[some], stride, prior_samples // parts), alpha, cell),
-                         rec=rec, inv=inv)
-            return z, priors.image_prior_loss(terms, weights(config)) + lambda_rec * rec + lambda_inv * inv
+            found = priors.image_prior_terms(priors.seen(V[some], stride, prior_samples // parts), alpha, cell)
+            local = priors.image_prior_loss(found, weights(config)) + lambda_rec * rec + lambda_inv * inv
+            return z, local, found | {'rec': rec, 'inv': inv}
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
             terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives)
             return lambda_nce * terms['nce']
 
-        loss = runtime.contrastive_backward(forward, (x, u, index), grad_accum, loss_of_all)
+        loss, local_terms = runtime.contrastive_backward(forward, (x, u, index), grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
-        values = {'loss': loss, 'grad_norm': grad_norm, 'lr': lr} | terms
+        values = {'loss': loss, 'grad_norm': grad_norm, 'lr': lr} | terms | local_terms
         run.watch(step, values)
         if step % log_every == 0:
             run.log(step, values, prefix='train')

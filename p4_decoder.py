@@ -185,7 +185,7 @@ def main():
     run.say(f"decoder {runtime.count_parameters(nets['decoder']) / 1e6:.1f}M parameters; {len(decoders) - 1} controls")
     optimizer = runtime.adamw(decoders, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
-    state = runtime.resume(run, nets, optimizer, ema)
+    state = runtime.resume(run, nets, optimizer, ema, tokenizer)
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     runtime.compile_nets(nets, run)
 

@@ -292,7 +292,7 @@ def main():
     optimizer = runtime.adamw(nets, learning_rate, weight_decay,
                               scale={'encoder': encoder_scale, 'readout': encoder_scale})
     ema = runtime.EMA(nets, ema_decay)
-    state = runtime.resume(run, nets, optimizer, ema)
+    state = runtime.resume(run, nets, optimizer, ema, tokenizer)
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     evaluations = state['extra']['evaluations'] if state else []
     runtime.compile_nets(nets, run)
@@ -332,22 +332,20 @@ def main():
         terms = {}
 
         def forward(part):
-            z, local, found, _ = local_losses(nets, part, run, cell, run.world * grad_accum, config)
-            terms.update(found)
-            return z, local
+            return local_losses(nets, part, run, cell, run.world * grad_accum, config)[:3]
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
             terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives)
             return lambda_nce * terms['nce']
 
-        loss = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
+        loss, local_terms = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
-        values = {'loss': loss, 'grad_norm': grad_norm, 'lr': lr} | terms
+        values = {'loss': loss, 'grad_norm': grad_norm, 'lr': lr} | terms | local_terms
         run.watch(step, values)
         if step % log_every == 0:
             run.log(step, values, prefix='train')

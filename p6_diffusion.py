@@ -277,7 +277,7 @@ def main():
     optimizer = runtime.adamw(nets, learning_rate, weight_decay,
                               scale={'encoder': encoder_scale, 'readout': encoder_scale})
     ema = runtime.EMA(nets, ema_decay)
-    state = runtime.resume(run, nets, optimizer, ema)
+    state = runtime.resume(run, nets, optimizer, ema, tokenizer)
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     evaluations = state['extra']['evaluations'] if state else []
     if state:
@@ -366,15 +366,15 @@ def main():
                 with run.autocast():
                     found['prior'] = (prior_loss(predict, V[some], t[some], noise[some]) if lambda_prior
                                       else V.new_zeros(()))
-                terms.update(found)
-                return z, local + lambda_prior * found['prior']
+                return z, local + lambda_prior * found['prior'], found
 
             def loss_of_all(z):
                 terms['nce'] = contrast(runtime.gather(z, run), meanings, on_device, 3, knobs['temperature'],
                                         knobs['anchors'], knobs['mask_false_negatives'])
                 return knobs['lambda_nce'] * terms['nce']
 
-            loss = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
+            loss, local_terms = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
+            terms |= local_terms
             if lambda_prior:      # the control's buffer is read by nobody
                 # Random sentences: those of the batch are mostly the ones that z confuses.
                 new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * SALT)[:, 0], run)

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tokenize
 import warnings
@@ -144,8 +145,9 @@ def find_dtype(name, device):
 def start(phase, config):
     """Set up device, ranks (from torchrun's environment), seed and run folder; returns the Run.
 
-    Writes `run.json`: argv, config, versions, git commit, hardware, start time. Raises SystemExit(2), after one line,
-    when the device is missing, the batch does not divide evenly, or `out_dir` cannot be written.
+    What `resume` writes to `run.json` is collected here: argv, config, versions, git commit, hardware, start time.
+    Raises SystemExit(2), after one line, when the device is missing, the batch does not divide evenly, or `out_dir`
+    cannot be written.
     """
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     if config['batch_size'] % (world * config['grad_accum']):
@@ -170,18 +172,19 @@ def start(phase, config):
     signal.signal(signal.SIGINT, lambda *_: fail('interrupted', status=130))
     run = Run(phase, config, device, rank, world)
     sys.excepthook = run.on_error
-    facts = {'phase': phase, 'argv': sys.argv, 'config': config, 'commit': run.commit, 'hardware': hardware(device),
+    run.facts = {'phase': phase, 'argv': sys.argv, 'config': config, 'commit': run.commit, 'hardware': hardware(device),
              'device': str(device), 'dtype': str(run.dtype), 'world': world,
              'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': numpy.__version__},
              'started': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
     try:
         run.dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run.dir):      # before the hours that preparing a corpus may take
+            pass
         if run.master:
-            write_json(run.dir / 'run.json', facts)
             run.tensorboard = open_tensorboard(run.dir) if config.get('tensorboard') else None
     except OSError as error:
         fail(f'cannot write to {run.dir}: {error.strerror}; choose another --out_dir')
-    run.say(f"{phase}: {facts['hardware']}, {facts['dtype']}, ranks {world}, writes {run.dir}")
+    run.say(f"{phase}: {run.facts['hardware']}, {run.facts['dtype']}, ranks {world}, writes {run.dir}")
     return run
 
 
@@ -215,6 +218,7 @@ class Run:
         self.checkpoint = self.dir / 'ckpt.pt'
         self.dtype = find_dtype(config['dtype'], device)
         self.commit = git_commit()
+        self.facts = {}             # of run.json
         self.history = []           # the phases before this one: [{phase, step, config, metrics, pass}]
         self.saved_step = None      # of this run's checkpoint
         self.signalled = False      # this rank got Ctrl-C or SIGTERM
@@ -556,17 +560,18 @@ def gather(x, run):
 
 def contrastive_backward(forward, batch, grad_accum, loss_of_all):
     """The backward pass of a loss over all rows of `batch` (a tuple of tensors, rows first) and of the losses that need
-    no other row -> their sum, detached, of this rank's rows.
+    no other row -> (their sum, {term: value}), detached, of this rank's rows.
 
-    forward(part of batch) -> (z, local loss); loss_of_all(z) -> scalar. With grad_accum > 1 by gradient caching (Gao et
-    al. 2021), so that memory holds one part at a time: first all z without graphs, then the gradient of the loss at z,
-    then each part again with its share of that gradient. Dropout repeats itself by replaying the random state."""
+    forward(part of batch) -> (z, local loss, its terms); loss_of_all(z) -> scalar. With grad_accum > 1 by gradient
+    caching (Gao et al. 2021), so that memory holds one part at a time: first all z without graphs, then the gradient of
+    the loss at z, then each part again with its share of that gradient; terms are means over the parts. Dropout repeats
+    itself by replaying the random state."""
     if grad_accum == 1:
-        z, local = forward(batch)
+        z, local, terms = forward(batch)
         loss = loss_of_all(z) + local
         loss.backward()
-        return loss.detach()
-    parts, states, cached = list(zip(*(rows.chunk(grad_accum) for rows in batch))), [], []
+        return loss.detach(), {name: value.detach() for name, value in terms.items()}
+    parts, states, cached, means = list(zip(*(rows.chunk(grad_accum) for rows in batch))), [], [], {}
     for part in parts:
         states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
         with torch.no_grad():
@@ -578,10 +583,12 @@ def contrastive_backward(forward, batch, grad_accum, loss_of_all):
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1])
-        z, local = forward(part)
+        z, local, terms = forward(part)
         ((z * gradient).sum() + local / len(parts)).backward()
         loss = loss.detach() + local.detach() / len(parts)
-    return loss
+        for name, value in terms.items():
+            means[name] = means.get(name, 0.0) + value.detach() / len(parts)
+    return loss, means
 
 
 def average_gradients(nets, run):
@@ -618,10 +625,10 @@ def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
             'nets': {name: dict(net.state_dict()) for name, net in nets.items()}, 'ema': ema.state_dict(),
             'optimizer': optimizer.state_dict(), 'rng': states})
         add_pictures(run, step)
+    if run.world > 1:
+        dist.barrier()        # a rank that leaves early makes torchrun stop rank 0 while it writes
     run.saved_step = step
     if run.interrupted:
-        if run.world > 1:
-            dist.barrier()    # a rank that leaves early makes torchrun stop rank 0 while it writes
         run.say(f'interrupted: saved {run.checkpoint} at step {step}; go on with --resume=true')
         raise SystemExit(130)
 
@@ -671,18 +678,21 @@ def load_checkpoint(path, phase, made_by, holds=HOLDS):
     return checkpoint
 
 
-def resume(run, nets, optimizer, ema):
+def resume(run, nets, optimizer, ema, tokenizer=None):
     """With config['resume'], restore nets, optimizer, EMA, random state and history; returns the checkpoint dict.
 
     Returns None when the run starts afresh; checkpoint, log and gate in the folder are then kept under `.old` names.
-    Raises SystemExit(2), after one line, when the checkpoint cannot be read or is of nets of other sizes. Decay and
-    scales of the optimizer are those of this run's config. From here on each rank draws its own dropout and noise.
+    Raises SystemExit(2), after one line, when the checkpoint cannot be read, is of nets of other sizes or has learnt
+    other token ids than those of `tokenizer`; nothing in the folder has changed then. Decay and scales of the optimizer are those of this run's config. From here on each rank draws its own dropout and noise.
     """
     if not (run.config['resume'] and run.checkpoint.exists()):
         start_over(run)
         own_random_state(run)
+        write_facts(run)
         return None
     checkpoint = load_checkpoint(run.checkpoint, run.phase, f'python {Path(sys.argv[0]).name} --resume=false')
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, checkpoint)
     try:
         for name, net in nets.items():
             net.load_state_dict(checkpoint['nets'][name])
@@ -708,8 +718,22 @@ def resume(run, nets, optimizer, ema):
         write_text(log, ''.join(line for line in lines if json.loads(line)['step'] < run.saved_step))
     if run.master:
         (run.dir / 'gate.json').unlink(missing_ok=True)        # the verdict on an earlier end
+    write_facts(run)
     run.say(f'resumed {run.checkpoint} at step {run.saved_step}')
     return checkpoint
+
+
+def write_facts(run):
+    """run.json, once nothing is left that could refuse to begin: until then it tells of the run before."""
+    if run.master and run.facts:
+        write_json(run.dir / 'run.json', run.facts)
+
+
+def check_tokenizer(tokenizer, checkpoint):
+    """SystemExit(2), after one line, if the nets of a checkpoint have learnt other token ids."""
+    if checkpoint['extra']['tokenizer'] != tokenizer.state():
+        fail('the checkpoint has learnt other token ids: the corpus or data.py has changed since; start again with '
+             'p1_canvas.py')
 
 
 def own_random_state(run):
@@ -721,7 +745,7 @@ def own_random_state(run):
 def start_over(run):
     """Rename what earlier runs left in the folder to `.old`, `.old2`, ..., so that a forgotten --resume=true loses
     nothing, however often it is forgotten."""
-    names = 'ckpt.pt', 'metrics.jsonl', 'gate.json'
+    names = 'ckpt.pt', 'metrics.jsonl', 'gate.json', 'samples.jsonl', 'run.json'
     ending = next(ending for ending in ('.old', *(f'.old{n}' for n in range(2, 10_000)))
                   if not any((run.dir / f'{name}{ending}').exists() for name in names))
     if run.config['resume']:

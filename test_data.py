@@ -478,9 +478,9 @@ def unicode_texts():
 
 
 def test_nets_that_learnt_other_token_ids_are_refused(tokenizer, capsys):
-    data.check_tokenizer(tokenizer, {'extra': {'tokenizer': tokenizer.state()}})
+    runtime.check_tokenizer(tokenizer, {'extra': {'tokenizer': tokenizer.state()}})
     with pytest.raises(SystemExit) as stop:
-        data.check_tokenizer(tokenizer, {'extra': {'tokenizer': tokenizer.state()[:-1]}})
+        runtime.check_tokenizer(tokenizer, {'extra': {'tokenizer': tokenizer.state()[:-1]}})
     assert stop.value.code == 2 and 'other token ids' in capsys.readouterr().err
 
 
@@ -841,7 +841,7 @@ def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
 
 
 @pytest.mark.parametrize('content', [
-    b'', b'\n\n \n', b'only\nthree\nsentences', b'the same\n' * 50, b'\xff\xfe\n' * 30])
+    b'', b'\n\n \n', b'one', b'only\nthree\nsentences', b'the same\n' * 50, b'\xff\xfe\n' * 30])
 def test_corpus_with_too_little_in_it(here, content, capsys):
     for name in ('c.txt', 'c.jsonl'):
         Path(name).write_bytes(content)

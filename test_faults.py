@@ -1,6 +1,7 @@
 """What goes wrong while a phase runs: a loss that is not a number, Ctrl-C at any point of a step, a rank that dies; and
 strange command lines and corpora. Each ends in one clear line or goes on, and nothing saved is lost. drill.py, which
 kills at random moments, is the longer version."""
+import errno
 import importlib
 import itertools
 import json
@@ -90,66 +91,85 @@ def one_line(text):
 
 # ---- a loss that is not a number ------------------------------------------------------------------------------------
 
-def poison(value):
-    """The same value (a tensor, a tuple or dict of them) with one that is not a number."""
+def poison(value, which):
+    """The same value (a tensor, a tuple or dict of them) with one that is not a number; which: of a tuple."""
     if isinstance(value, tuple):
-        return poison(value[0]), *value[1:]
+        return *value[:which], poison(value[which], 0), *value[which + 1:]
     if isinstance(value, dict):
         first = next(iter(value))
-        return value | {first: poison(value[first])}
+        return value | {first: poison(value[first], 0)}
     return value * math.nan
 
 
-TERMS = [                     # phase, where a term of its loss comes from
-    *(('p1', priors, f'{name}_loss') for name in priors.PRIORS), ('p1', p1_canvas, 'reconstruction'),
-    ('p2', MODULES['p2'], 'contrast'), ('p2', MODULES['p2'], 'reconstruction'), ('p3', MODULES['p3'], 'jitter'),
-    ('p3', MODULES['p3'], 'contrast'), ('p4', MODULES['p4'], 'reconstruction'), ('p5', MODULES['p5'], 'round_trip'),
-    ('p5', MODULES['p5'], 'contrast'), ('p5', MODULES['p5'], 'reconstruction'), ('p6', MODULES['p6'], 'diffusion_loss'),
-    ('p6', MODULES['p6'], 'prior_loss')]
+P2, P3, P4, P5, P6 = (MODULES[f'p{k}'] for k in range(2, 7))
+TERMS = [                     # phase, where a term of its loss comes from, the name of the term, more
+    *(('p1', priors, f'{name}_loss', name) for name in priors.PRIORS), ('p1', p1_canvas, 'reconstruction', 'rec'),
+    ('p2', P2, 'contrast', 'nce'), ('p2', P2, 'reconstruction', 'rec'), ('p2', priors, 'tv_loss', 'tv'),
+    ('p2', P2, 'contrast', 'nce', '--grad_accum=2'), ('p2', P2, 'reconstruction', 'rec', '--grad_accum=2'),
+    ('p2', P2, 'vicreg', 'loss', '--lambda_vicreg=1'), ('p2', P2, 'barlow', 'loss', '--lambda_barlow=1'),
+    ('p3', P3, 'jitter', 'inv'), ('p3', P3, 'contrast', 'nce'), ('p3', P3, 'reconstruction', 'rec'),
+    ('p4', P4, 'reconstruction', 'loss'), ('p5', P5, 'round_trip', 'cycle'), ('p5', P5, 'round_trip', 'copy', 1),
+    ('p5', P5, 'contrast', 'nce'), ('p5', P5, 'reconstruction', 'again'), ('p5', P5, 'jitter', 'inv'),
+    ('p6', P6, 'diffusion_loss', 'diffusion'), ('p6', P6, 'prior_loss', 'prior'), ('p6', P6, 'contrast', 'nce'),
+    ('p6', P5, 'round_trip', 'cycle')]
 
 
-@pytest.mark.parametrize('phase, module, name', TERMS, ids=[f'{phase}-{name}' for phase, _, name in TERMS])
+@pytest.mark.parametrize('phase, module, name, term, more', [(*row, '')[:5] for row in TERMS],
+                         ids=['-'.join(map(str, (row[0], *row[2:]))) for row in TERMS])
 def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_is_good(
-        here, monkeypatch, capsys, phase, module, name):
-    """From the second optimizer step on. The checkpoint before it can be read, is finite and can be resumed."""
+        here, monkeypatch, capsys, phase, module, name, term, more):
+    """From the second optimizer step on. The line names the term; the checkpoint before it can be read, is finite and
+    can be resumed."""
     steps, ascend, really = [], torch.optim.AdamW.step, getattr(module, name)
+    which, words = (more, ()) if isinstance(more, int) else (0, filter(None, [more]))
 
     def step(*given, **more):
         steps.append(1)
         return ascend(*given, **more)
+
+    def poisoned(*given, **more):
+        value = really(*given, **more)
+        return poison(value, which) if steps and torch.is_grad_enabled() else value
     monkeypatch.setattr(torch.optim.AdamW, 'step', step)
-    monkeypatch.setattr(module, name, lambda *given, **more: (poison if steps and torch.is_grad_enabled() else
-                                                              lambda value: value)(really(*given, **more)))
-    out = f'nan/{phase}_{name}'
+    monkeypatch.setattr(module, name, poisoned)
+    words, out = [*words], f'poisoned/{phase}_{name}_{term}{more}'
     with pytest.raises(SystemExit) as stop, monkeypatch.context() as own:
-        run(phase, out, patch=own)
+        run(phase, out, *words, patch=own)
     line = one_line(capsys.readouterr().err)
-    assert stop.value.code == 1 and 'nan' in line and f'last good checkpoint: {out}/ckpt.pt (step 1)' in line
+    assert f'{term} is nan' in line
+    assert stop.value.code == 1 and f'last good checkpoint: {out}/ckpt.pt (step 1)' in line
     checkpoint = load(out)
     assert checkpoint['step'] == 1
     assert all(p.isfinite().all() for net in checkpoint['nets'].values() for p in net.values())
     monkeypatch.setattr(module, name, really)
     with monkeypatch.context() as own:
-        run(phase, out, '--resume=true', patch=own)
+        run(phase, out, '--resume=true', *words, patch=own)
     assert load(out)['step'] == 3
 
 
 # ---- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
-PLACES = {'the batch': (data.Corpus, 'take'), 'forward': (model.TextEncoder, 'forward'),
-          'the priors': (priors, 'image_prior_terms'), 'backward': (torch.Tensor, 'backward'),
-          'the optimizer': (torch.optim.AdamW, 'step'), 'the average': (runtime.EMA, 'update'),
-          'the log': (runtime.Run, 'log'), 'evaluation': (p1_canvas, 'canvas_metrics'),
-          'saving': (runtime, 'write_checkpoint'), 'replacing the file': (os, 'replace')}
+PLACES = {                    # phase, owner, function, flags
+    'the batch': ('p1', data.Corpus, 'take'), 'forward': ('p1', model.TextEncoder, 'forward'),
+    'the priors': ('p1', priors, 'image_prior_terms'), 'backward': ('p1', torch.Tensor, 'backward'),
+    'the optimizer': ('p1', torch.optim.AdamW, 'step'), 'the average': ('p1', runtime.EMA, 'update'),
+    'the log': ('p1', runtime.Run, 'log'), 'evaluation': ('p1', p1_canvas, 'canvas_metrics'),
+    'saving': ('p1', runtime, 'write_checkpoint'), 'replacing the file': ('p1', os, 'replace'),
+    'a cached part': ('p2', model.TextEncoder, 'forward', '--grad_accum=2'),
+    'the loss of all': ('p2', P2, 'contrast', '--grad_accum=2'),
+    'mining': ('p2', P2, 'confused_pairs', '--mine_every=1', '--staged=false'),
+    'jitter': ('p3', P3, 'jitter'), 'a control': ('p4', P4, 'reconstruction'),
+    'generation': ('p5', model.TextDecoder, 'generate'), 'the U-Net': ('p6', P6, 'diffusion_loss'),
+    'the buffer': ('p6', P6, 'encode'), 'the prior': ('p6', P6, 'prior_loss')}
 
 
 @pytest.mark.parametrize('place', PLACES)
 def test_ctrl_c_anywhere_in_a_step_saves_and_goes_on_bit_for_bit(here, monkeypatch, capsys, place):
-    words = ('p1', 'ctrl_c/straight')
-    if not Path('ctrl_c/straight/gate.json').exists():
+    phase, owner, name, *words = PLACES[place]
+    straight, out = '_'.join(['ctrl_c/straight', phase, *words]), f'ctrl_c/{place.replace(" ", "_")}'
+    if not Path(straight, 'gate.json').exists():
         with monkeypatch.context() as own:
-            run(*words, patch=own)
-    owner, name = PLACES[place]
+            run(phase, straight, *words, patch=own)
     really, calls = getattr(owner, name), []
 
     def interrupted(*given, **more):
@@ -157,16 +177,69 @@ def test_ctrl_c_anywhere_in_a_step_saves_and_goes_on_bit_for_bit(here, monkeypat
             calls.append(1)
             os.kill(os.getpid(), signal.SIGINT)
         return really(*given, **more)
-    out = f'ctrl_c/{place.replace(" ", "_")}'
     with pytest.raises(SystemExit) as stop, monkeypatch.context() as own:
         own.setattr(owner, name, interrupted)
-        run('p1', out, patch=own)
+        run(phase, out, *words, patch=own)
     assert calls and stop.value.code == 130 and 'go on with --resume=true' in capsys.readouterr().out
     with monkeypatch.context() as own:
-        run('p1', out, '--resume=true', patch=own)
-    a, b = load('ctrl_c/straight'), load(out)
+        run(phase, out, '--resume=true', *words, patch=own)
+    a, b = load(straight), load(out)
     for nets in ('nets', 'ema'):
         assert all(torch.equal(a[nets][net][key], b[nets][net][key]) for net in a[nets] for key in a[nets][net])
+
+
+# ---- a disk or a folder that refuses, a predecessor that was swapped ------------------------------------------------
+
+SMALL_FILES = """import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))      # a file that grows beyond it is an OSError, EFBIG
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def test_a_disk_that_is_full_while_a_corpus_is_prepared_is_one_line(here):
+    Path('many.txt').write_text('\n'.join(f'line number {n} of many' for n in range(3000)))
+    Path('small_files.py').write_text(SMALL_FILES)
+    done = subprocess.run([sys.executable, 'small_files.py', str(ROOT / 'p1_canvas.py'), *SIZES['p1'].split(),
+                           '--corpus=many.txt', '--out_dir=full', '--device=cpu'], capture_output=True, text=True,
+                          env=os.environ | {'PYTHONPATH': str(ROOT)}, timeout=300)
+    assert done.returncode == 2 and 'File too large' in one_line(done.stderr.splitlines()[-1] + '\n')
+    assert 'Traceback' not in done.stderr and not list(Path('out/data').glob('many*')), 'and nothing is left of it'
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize('what', ['folder', 'corpus'])
+def test_a_folder_that_may_not_be_written_is_one_line(here, monkeypatch, capsys, number, what):
+    """Root may write everywhere, so the refusal is simulated."""
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), 'somewhere')
+    Path('few.txt').write_text('\n'.join(f'line number {n} of few' for n in range(30)))
+    monkeypatch.setattr(*((runtime.tempfile, 'TemporaryFile') if what == 'folder' else (data, 'write_split')), refuse)
+    with pytest.raises(SystemExit) as stop, monkeypatch.context() as own:
+        run('p1', f'refused/{what}', '--corpus=few.txt', patch=own)
+    line = one_line(capsys.readouterr().err)
+    assert stop.value.code == 2 and 'cannot write' in line and os.strerror(number) in line
+    assert not list(Path('out/data').glob('few*'))
+
+
+def test_what_does_not_fit_the_run_in_its_folder_is_refused_and_changes_nothing(here, monkeypatch, capsys):
+    """Resumed after the phase before it was trained on another corpus; and with a checkpoint that was cut short."""
+    with monkeypatch.context() as own:
+        run('p2', 'swapped/p2', patch=own)
+    checkpoint = load('swapped/p2')
+    whole, before = Path('swapped/p2/ckpt.pt').read_bytes(), sorted(Path('swapped/p2').glob('*.json*'))
+    for damage in ('tokens', 'cut'):
+        if damage == 'tokens':
+            checkpoint['extra']['tokenizer'] = checkpoint['extra']['tokenizer'][:-1]
+            torch.save(checkpoint, 'swapped/p2/ckpt.pt')
+        else:
+            Path('swapped/p2/ckpt.pt').write_bytes(whole[:len(whole) // 2])
+        held = {path: path.read_bytes() for path in before}
+        with pytest.raises(SystemExit) as stop, monkeypatch.context() as own:
+            run('p2', 'swapped/p2', '--resume=true', patch=own)
+        line = one_line(capsys.readouterr().err)
+        assert stop.value.code == 2 and ('other token ids' if damage == 'tokens' else 'truncated') in line
+        assert {path: path.read_bytes() for path in before} == held and len(held) == 3, 'log, gate and run.json stay'
 
 
 # ---- ranks ----------------------------------------------------------------------------------------------------------
@@ -190,20 +263,22 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 
 
-def test_a_rank_that_dies_ends_all_and_the_run_goes_on_later(here, monkeypatch):
+@pytest.mark.parametrize('phase, more', [('p1', []), ('p2', ['--init_from=out/p1/ckpt.pt'])])
+def test_a_rank_that_dies_ends_all_and_the_run_goes_on_later(here, monkeypatch, phase, more):
     Path('dies.py').write_text(DIES)
-    words = [str(ROOT / 'p1_canvas.py'), *SIZES['p1'].split(), '--out_dir=dead', '--max_steps=3', '--lr_steps=3',
+    dead = f'dead/{phase}'
+    words = [MODULES[phase].__file__, *SIZES[phase].split(), *more, f'--out_dir={dead}', '--max_steps=3', '--lr_steps=3',
              '--warmup_steps=1', '--log_every=1', '--eval_every=1', '--device=cpu']
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
                            'dies.py', *words], env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True,
                           text=True, timeout=300)
     assert done.returncode
     said = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    assert len(said) == 1 and 'has lost another rank' in said[0] and 'dead/ckpt.pt (step 2)' in said[0]
-    assert load('dead')['step'] == 2
+    assert len(said) == 1 and 'has lost another rank' in said[0] and f'{dead}/ckpt.pt (step 2)' in said[0]
+    assert load(dead)['step'] == 2
     with monkeypatch.context() as own:
-        run('p1', 'dead', '--resume=true', patch=own)
-    assert load('dead')['step'] == 3
+        run(phase, dead, '--resume=true', patch=own)
+    assert load(dead)['step'] == 3
 
 
 @pytest.mark.parametrize('words, world, hint', [

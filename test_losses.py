@@ -255,21 +255,23 @@ def test_contrastive_backward_in_parts_has_the_gradient_of_the_whole_batch():
 
     def forward(part):
         z = F.normalize(net(part[0]), dim=-1)
-        return z, z[:, 0].square().sum(-1).mean() + part[0].mean() * z.mean()
+        local = z[:, 0].square().sum(-1).mean() + part[0].mean() * z.mean()
+        return z, local, {'local': local}
 
     def loss_of_all(z):
         sizes.append(len(z))
         return p2_contrast.contrast(z[:, None], meanings, torch.ones(8, 1, dtype=torch.bool), 3, 0.2)
     torch.manual_seed(1)
     outputs = [forward((part,)) for part in x.chunk(4)]
-    direct = loss_of_all(torch.cat([z for z, _ in outputs]))
-    direct = direct + sum(local for _, local in outputs) / 4
+    direct = loss_of_all(torch.cat([z for z, *_ in outputs]))
+    direct = direct + sum(local for _, local, _ in outputs) / 4
     direct.backward()
     state, expected = torch.get_rng_state(), [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     torch.manual_seed(1)
-    loss = runtime.contrastive_backward(forward, (x,), 4, loss_of_all)
-    assert loss.item() == pytest.approx(direct.item(), abs=1e-12) and not loss.requires_grad and sizes == [8, 8]
+    loss, terms = runtime.contrastive_backward(forward, (x,), 4, loss_of_all)
+    assert terms['local'].item() == pytest.approx(sum(local.item() for _, local, _ in outputs) / 4), 'of all parts'
+    assert not terms['local'].requires_grad and loss.item() == pytest.approx(direct.item(), abs=1e-12) and not loss.requires_grad and sizes == [8, 8]
     assert all(torch.allclose(p.grad, g, rtol=1e-9, atol=1e-12) for p, g in zip(net.parameters(), expected))
     assert torch.equal(torch.get_rng_state(), state), 'the same dropout, and no more of it'
 

@@ -267,14 +267,18 @@ def settings(tmp_path):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_start_writes_run_json(settings):
-    run = runtime.start('p9', settings)
-    facts = json.loads((run.dir / 'run.json').read_text())
-    assert facts['config'] == settings and facts['versions']['torch'] == torch.__version__
-    assert facts['hardware'] and facts['started'] and facts['argv'] == sys.argv
+def test_run_json_is_of_the_run_that_has_begun(settings, tmp_path):
+    (_, *nets), run = trained(tmp_path), runtime.start('p9', settings)
+    (run.dir / 'run.json').write_text('of an earlier run')
     first = torch.rand(3)
     runtime.start('p9', settings)
     assert torch.equal(torch.rand(3), first), 'start seeds'
+    assert (run.dir / 'run.json').read_text() == 'of an earlier run', 'something may still refuse'
+    runtime.resume(run, *nets)
+    assert (run.dir / 'run.json.old').read_text() == 'of an earlier run'
+    facts = json.loads((run.dir / 'run.json').read_text())
+    assert facts['config'] == settings and facts['versions']['torch'] == torch.__version__
+    assert facts['hardware'] and facts['started'] and facts['argv'] == sys.argv
 
 
 @pytest.mark.parametrize('change, hint', [
@@ -477,6 +481,7 @@ def test_each_rank_goes_on_with_its_own_random_state(tmp_path, monkeypatch):
     def gathered(into, own):
         into[:] = states
     monkeypatch.setattr(runtime.dist, 'all_gather_object', gathered)
+    monkeypatch.setattr(runtime.dist, 'barrier', lambda: None)
     run.world = 2
     runtime.save(run, 5, nets, optimizer, ema, metrics={}, arch={})
     for rank, world, expected in ((0, 2, 0), (1, 2, 1), (0, 1, None), (1, 4, None)):
