@@ -386,8 +386,9 @@ def sentence(a):
 
     def tile(i, row, name, image, **how):
         """An image of width 1 in column i of a row, its name above."""
-        ax.imshow(image, extent=(i + 0.03, i + 0.97, 1.15 * row + 1.0, 1.15 * row + 0.06), interpolation='nearest', **how)
-        ax.text(i + 0.5, 1.15 * row + 0.02, name, ha='center', fontsize=8, parse_math=False)
+        y = 1.15 * row
+        ax.imshow(image, extent=(i + 0.03, i + 0.97, y + 1.0, y + 0.06), interpolation='nearest', **how)
+        ax.text(i + 0.5, y + 0.02, name, ha='center', fontsize=8, parse_math=False)
 
     for c, (name, channel) in enumerate(panels):
         spread = max(np.quantile(abs(channel - np.median(channel)), 0.995), 1e-6)

@@ -683,7 +683,8 @@ def resume(run, nets, optimizer, ema, tokenizer=None):
 
     Returns None when the run starts afresh; checkpoint, log and gate in the folder are then kept under `.old` names.
     Raises SystemExit(2), after one line, when the checkpoint cannot be read, is of nets of other sizes or has learnt
-    other token ids than those of `tokenizer`; nothing in the folder has changed then. Decay and scales of the optimizer are those of this run's config. From here on each rank draws its own dropout and noise.
+    other token ids than those of `tokenizer`; nothing in the folder has changed then. Decay and scales of the optimizer
+    are those of this run's config. From here on each rank draws its own dropout and noise.
     """
     if not (run.config['resume'] and run.checkpoint.exists()):
         start_over(run)

@@ -267,8 +267,8 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 def test_a_rank_that_dies_ends_all_and_the_run_goes_on_later(here, monkeypatch, phase, more):
     Path('dies.py').write_text(DIES)
     dead = f'dead/{phase}'
-    words = [MODULES[phase].__file__, *SIZES[phase].split(), *more, f'--out_dir={dead}', '--max_steps=3', '--lr_steps=3',
-             '--warmup_steps=1', '--log_every=1', '--eval_every=1', '--device=cpu']
+    words = [MODULES[phase].__file__, *SIZES[phase].split(), *more, f'--out_dir={dead}', '--max_steps=3',
+             '--lr_steps=3', '--warmup_steps=1', '--log_every=1', '--eval_every=1', '--device=cpu']
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
                            'dies.py', *words], env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True,
                           text=True, timeout=300)

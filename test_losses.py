@@ -271,7 +271,8 @@ def test_contrastive_backward_in_parts_has_the_gradient_of_the_whole_batch():
     torch.manual_seed(1)
     loss, terms = runtime.contrastive_backward(forward, (x,), 4, loss_of_all)
     assert terms['local'].item() == pytest.approx(sum(local.item() for _, local, _ in outputs) / 4), 'of all parts'
-    assert not terms['local'].requires_grad and loss.item() == pytest.approx(direct.item(), abs=1e-12) and not loss.requires_grad and sizes == [8, 8]
+    assert not terms['local'].requires_grad
+    assert loss.item() == pytest.approx(direct.item(), abs=1e-12) and not loss.requires_grad and sizes == [8, 8]
     assert all(torch.allclose(p.grad, g, rtol=1e-9, atol=1e-12) for p, g in zip(net.parameters(), expected))
     assert torch.equal(torch.get_rng_state(), state), 'the same dropout, and no more of it'
 

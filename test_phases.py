@@ -398,7 +398,7 @@ RANKS = {'p1': ['--batch_size=8', '--dropout=0.0', '--canvas_noise=0.0', '--prio
          'p3': ['--batch_size=8', '--canvas_noise=0.0', '--rec_samples=16', '--prior_samples=4'],
          'p4': ['--batch_size=8', '--dropout=0.0'],
          'p5': ['--batch_size=8', '--generated=8', '--best_of_k=2', '--dec_samples=16', '--prior_samples=8'],
-         'p6': ['--batch_size=8', '--prior_rows=4', '--refresh=6', '--max_steps=3']}      # step 2 draws from what step 1 put in
+         'p6': ['--batch_size=8', '--prior_rows=4', '--refresh=6', '--max_steps=3']}      # step 2 reads what step 1 wrote
 
 
 TERMS = {'p1': ('loss', 'rec', *priors.PRIORS), 'p2': ('nce', 'rec', 'swaps_beaten', *priors.PRIORS),

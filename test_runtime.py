@@ -268,6 +268,7 @@ def settings(tmp_path):
 
 
 def test_run_json_is_of_the_run_that_has_begun(settings, tmp_path):
+    settings = settings | {'resume': False}
     (_, *nets), run = trained(tmp_path), runtime.start('p9', settings)
     (run.dir / 'run.json').write_text('of an earlier run')
     first = torch.rand(3)
