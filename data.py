@@ -863,10 +863,11 @@ def read_corpus(path, say=print):
     {family: [str]}; the last two may be missing. Read line by line, twice, and never held in memory; a bad line
     is reported with its number and left out. Originals that are equal after normalisation count as one meaning.
     SystemExit(2) when nothing is left."""
-    good = 0
+    good = bad = 0
 
     def rows(complain=lambda line: None):
         """(id of the original, groups of sentences) of every good line."""
+        nonlocal bad
         bad = 0
         try:
             with open(path, 'rb') as file:
@@ -912,7 +913,7 @@ def read_corpus(path, say=print):
                 smallest = dict(sorted(smallest.items())[:10 * HELD_OUT_LINES])
                 bound = max(smallest)
     if len(smallest) < 20:
-        runtime.fail(f'--corpus={path}: only {len(smallest)} different good sentences on {good} lines; '
+        runtime.fail(f'--corpus={path}: only {len(smallest)} different good sentences on {good + bad} lines; '
                      'at least 20 are needed')
     val = dict(sorted(smallest.items())[:min(HELD_OUT_LINES, -(-len(smallest) // 10))])
     secret = {sentence for groups in val.values() for group in groups for sentence in group}

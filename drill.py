@@ -2,9 +2,9 @@
 
 Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every fourth step) at a moment drawn
 evenly over the time that the undisturbed run took, importing and drawing of figures included; every third run is killed
-a second time while it resumes; what had ended before its moment is no kill. What must hold: the folder holds a checkpoint that can be read, or none yet; and after
---resume=true the final weights, averages, optimizer state and random state are those of the undisturbed run, bit for
-bit, and so is the log.
+a second time while it resumes; what had ended before its moment is no kill. What must hold: the folder holds a
+checkpoint that can be read, or none yet; and after --resume=true the final weights, averages, optimizer state and
+random state are those of the undisturbed run, bit for bit, and so is the log.
 
 Writes: out_dir/straight/, out_dir/killed<i>/ (removed when all is well); exits with 1 if anything differs
     python drill.py --kills=50
