@@ -823,7 +823,7 @@ def test_long_sentences_keep_their_length(here):
 
 
 def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
-    """What Python and numpy allocate while three times as many lines are prepared: an id a line would be eight bytes."""
+    """What Python and numpy allocate hardly differs for three times as many lines: less than a sorted hash of each."""
     monkeypatch.setattr(data, 'TOKENIZER_LINES', 2000)
     monkeypatch.setattr(data, 'HELD_OUT_LINES', 200)
     peaks = []
@@ -838,7 +838,7 @@ def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
         assert splits['val'].size == 200 and splits['train'].size == n - 200, 'a tenth, at most so many'
         ends = [tokenizer.decode(splits[split].fixed()[-1].tolist()).split()[3] for split in ('train', 'val')]
         assert int(ends[0]) > n - 20 and int(ends[1]) < n, 'to the last line'
-    assert peaks[2] - peaks[1] < 16_000 * 4, peaks
+    assert peaks[2] - peaks[1] < 16_000 * 20, peaks
 
 
 @pytest.mark.parametrize('content', [
