@@ -401,8 +401,8 @@ def measure_corpus(path, batches=200):
     setting = {'corpus': path, 'num_scenes': 0, 'complexity': 1, 'simple_share': 0.5, 'data_seed': 0,
                'vocab_size': 1024, 'max_length': 64}
 
-    def resident():
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    def resident():                                        # MiB
+        return 1024 * peak_gigabytes(torch.device('cpu'))
     before, began = resident(), time.perf_counter()
     train = data.load(setting)[0]['train']
     prepared, seconds = resident(), time.perf_counter() - began
