@@ -14,6 +14,9 @@ Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablat
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
 """
+import fcntl
+import importlib
+import itertools
 import json
 import math
 import os
@@ -23,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -41,11 +45,13 @@ only = 'plan'             # plan: the plan's pieces and the readout; ours: what 
 preset = 'cpu'            # cpu: the ablation size below; gpu: the plan's size, fewer steps; smoke: two steps, for tests
 jobs = 0                  # runs at the same time; 0: one a GPU, or two on a CPU (a thread each beats two threads)
 dry_run = False           # list the commands and the estimated time, run nothing
+draw_only = False         # draw the tables and the figure of what has ended, run nothing
 device = 'auto'
 config = runtime.configure(globals())
 
 HERE = Path(__file__).parent
-# The sizes of runs/cpu.sh with about half its steps, evaluated at their ends, and P4 without its controls.
+# The sizes of runs/cpu.sh with about half its steps, evaluated at their ends, all counterfactual families constructed, and
+# P4 without its controls.
 PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
 PRESETS = {
     'cpu': {
@@ -54,13 +60,13 @@ PRESETS = {
               f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
               '--max_steps=500 --eval_every=500',
         'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
-              '--temperature=0.1 --mine_every=250 --max_steps=1200 --eval_every=1200',
+              '--temperature=0.1 --mine_every=250 --leave_out= --max_steps=1000 --eval_every=1000',
         'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
-              '--temperature=0.1 --lambda_lattice=0.2 --max_steps=150 --eval_every=150',
+              '--temperature=0.1 --leave_out= --lambda_lattice=0.2 --max_steps=150 --eval_every=150',
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
               '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --eval_every=800',
         'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '
-              f'--warmup_steps=20 {PRIORS} --temperature=0.1 --max_steps=150 --eval_every=150',
+              f'--warmup_steps=20 {PRIORS} --temperature=0.1 --leave_out= --max_steps=150 --eval_every=150',
         'p6': '--unet_dim=32 --unet_steps=399 --unet_batch=32 --buffer_size=2048 --refresh=16 '
               '--unet_learning_rate=1e-3 --batch_size=16 --prior_rows=16 --drawn=64 --sample_steps=30 '
               '--max_steps=400 --eval_every=400'},
@@ -96,7 +102,8 @@ ABLATIONS = {
     'gradkurt': ablation('--lambda_gradkurt=0', PRIOR),
     'cov': ablation('--lambda_cov=0', PRIOR),
     'var': ablation('--lambda_var=0', PRIOR),
-    'InfoNCE': ablation('--lambda_nce=0', CONTRAST) | {'p2': '--lambda_nce=0 --staged=false'},
+    'InfoNCE': ablation('--lambda_nce=0 --mine_pairs=false', 'p3 p5') | {     # an untrained z finds no pairs
+        'p2': '--lambda_nce=0 --staged=false --mine_every=0'},
     'round trip': {'p5': '--lambda_cycle=0'},
     'copy suppression': {'p5': '--lambda_copy=0'},
     'jitter': ablation('--lambda_inv=0 --jitter_prob=0', 'p3 p5'),
@@ -118,15 +125,18 @@ ABLATIONS |= {name: ablation(f'--alpha={alpha}', PRIOR) for name, alpha in SLOPE
 GROUPS = {'all': list(ABLATIONS), 'ours': [name for name in ABLATIONS if '(ours)' in name], 'slopes': list(SLOPES),
           'plan': [name for name in ABLATIONS if '(ours)' not in name and name not in SLOPES]}
 
-# Target metrics: label, how to read it from the metrics of a P5 checkpoint; +1: more is better, -1: less is.
+# Target metrics: label, how to read it from the metrics of a P5 checkpoint; +1: more is better, -1: less is, 0: shown
+# only. A canvas of less contrast has less total variation, so that is read at unit variance.
 TARGETS = (
     ('R@1', lambda m: m['r1'], 1), ('R@5', lambda m: m['r5'], 1),
+    ('R@1 with own counterfactuals', lambda m: m['r1_hard'], 1),
     ('worst-family gap', lambda m: min(v for k, v in m.items() if k.startswith('gap_')), 1),
-    ('Graph F1', lambda m: m['graph_f1'], 1), ('ROUGE-L', lambda m: m['rouge_l'], -1),
-    ('round-trip cosine', lambda m: m['cosine'], 1), ('content accuracy', lambda m: m['content_accuracy'], 1),
-    ('cosine at 2 px', lambda m: m['jitter_cosine'], 1),
-    ('|slope - 2|', lambda m: float(np.mean([abs(a - 2) for a in m['alpha']])), -1),
-    ('TV', lambda m: m['tv'], -1), ('kurtosis', lambda m: min(m['kurtosis']), 1),
+    ('Graph F1', lambda m: m['graph_f1'], 1), ('Graph F1, one sample', lambda m: m['graph_f1_one'], 1),
+    ('ROUGE-L', lambda m: m['rouge_l'], -1), ('round-trip cosine', lambda m: m['cosine'], 1),
+    ('content accuracy', lambda m: m['content_accuracy'], 1), ('cosine at 2 px', lambda m: m['jitter_cosine'], 1),
+    ('slope', lambda m: np.mean(m['alpha']), 0),
+    ('|slope - 2|', lambda m: np.mean([abs(a - 2) for a in m['alpha']]), -1), ('TV', lambda m: m['tv_normalised'], -1),
+    ('kurtosis', lambda m: min(m['kurtosis']), 0), ('kurtosis below 6', lambda m: max(0, 6 - min(m['kurtosis'])), -1),
     ('correlation', lambda m: m['max_correlation'], -1), ('share of the sentence', lambda m: m['share_total'], 1))
 
 
@@ -145,12 +155,12 @@ def home(name, seed):
     return Path(out_dir, preset, re.sub(r'\W+', '_', name).strip('_'), f'seed{seed}')
 
 
-def runs(names):
-    """All runs of these ablations, baselines first. What comes before the first phase that an ablation changes is the
-    baseline's and stands there only."""
+def runs(names, how_many=None):
+    """All runs of these ablations, baselines first, of the seeds asked for or of so many. What comes before the first
+    phase that an ablation changes is the baseline's and stands there only."""
     found, prior = [], not SLOPES.keys().isdisjoint(names)      # slopes are also judged by P6's U-Net
     for name in ['baseline', *(n for n in names if n != 'baseline')]:
-        for seed in range(seeds):
+        for seed in range(seeds if how_many is None else how_many):
             before, own = None, name == 'baseline'
             for phase, script in SCRIPTS.items():
                 if phase == 'p6' and not (prior and name in ('baseline', *SLOPES)):
@@ -160,7 +170,10 @@ def runs(names):
                 if own:
                     words = PRESETS[preset][phase].split()
                     words += [word.replace('max_steps', 'lr_steps') for word in words if 'max_steps' in word]
-                    words += ABLATIONS[name].get(phase, '').split()           # the later word wins
+                    usual, changes = settings(phase, tuple(words)), ABLATIONS[name].get(phase, '').split()
+                    words += changes                                          # the later word wins
+                    if '--negatives=0' in changes:                            # as many sentences a step as with them
+                        words.append(f"--batch_size={usual['batch_size'] * (1 + usual['negatives'])}")
                     origin = [f'--init_from={before}'] if before else []
                     found.append(Run(name, seed, phase, folder, before, [
                         sys.executable, str(HERE / script), f'--out_dir={folder}', *origin, f'--seed={seed}',
@@ -169,11 +182,31 @@ def runs(names):
     return found
 
 
-def ended(run):
-    """Whether a run has ended. SystemExit(2), after one line, if its folder holds a run of other settings."""
+@cache
+def settings(phase, words):
+    """{key: value} of a phase script under these words of a command line (a tuple)."""
+    module = vars(importlib.import_module(SCRIPTS[phase].removesuffix('.py')))
+    return runtime.configure(dict(module), list(words))
+
+
+def own_settings(run):
+    """Whether the folder of a run holds nothing, or a run of these settings, wherever that stood and began."""
     facts = run.folder / 'run.json'
-    if facts.is_file() and json.loads(facts.read_text(encoding='utf-8'))['argv'][1:] != run.command[2:]:
-        runtime.fail(f'{run.folder} holds a run of other settings; move it away or use another --out_dir')
+    if not facts.is_file():
+        return True
+    made, usual = json.loads(facts.read_text(encoding='utf-8'))['config'], settings(run.phase, ())
+    wanted = settings(run.phase, tuple(run.command[2:]))
+    return all(made.get(key, usual[key]) == value for key, value in wanted.items()      # what is missing came later
+               if key not in ('out_dir', 'init_from', 'resume', 'device'))
+
+
+def diverged(run):
+    """Whether a run has ended in a loss that is not finite. `work` takes note of it, for it would end so again."""
+    return (run.folder / 'diverged.txt').is_file()
+
+
+def ended(run):
+    """Whether a run has ended with all its steps."""
     return (run.folder / 'gate.json').is_file()
 
 
@@ -184,16 +217,30 @@ def finished(run):
 
 def to_do(chain):
     """The runs of chain, a list as `runs` makes it, that are still to be done: the last ones of a branch that have not
-    ended, and what these start from. So checkpoints may be deleted once nothing unfinished needs them: the table reads
-    run.json, gate.json and metrics.jsonl alone."""
-    found, inner, wanted = [], {run.before for run in chain}, set()
+    ended, and what these start from; nothing that comes after one that diverged. So checkpoints may be deleted once
+    nothing unfinished needs them: the table reads run.json, gate.json and metrics.jsonl alone. SystemExit(2), after one
+    line, if a folder holds a run of other settings."""
+    found, inner, wanted, hopeless = [], {run.before for run in chain}, set(), set()
+    for run in chain:
+        if not own_settings(run):
+            runtime.fail(f'{run.folder} holds a run of other settings; move it away or use another --out_dir')
+        if diverged(run) or run.before in hopeless:
+            hopeless.add(run.folder / 'ckpt.pt')
     for run in reversed(chain):
         checkpoint = run.folder / 'ckpt.pt'
-        done = ended(run) and (checkpoint not in wanted or checkpoint.is_file())
+        done = checkpoint in hopeless or ended(run) and (checkpoint not in wanted or checkpoint.is_file())
         if not done and (checkpoint in wanted or checkpoint not in inner):
             found.append(run)
             wanted.add(run.before)
     return found[::-1]
+
+
+def expected_hours(queue, slots):
+    """How long a queue takes, `slots` runs at a time: all of it, or its longest chain; nan where nothing is known."""
+    ends, minutes = {}, MINUTES[preset]
+    for run in queue:
+        ends[run.folder] = minutes.get(run.phase, math.nan) + ends.get(run.before and run.before.parent, 0)
+    return max([sum(minutes.get(run.phase, math.nan) for run in queue) / slots, *ends.values()]) / 60
 
 
 def start(run, slot, threads, gpus):
@@ -212,30 +259,39 @@ def visible_gpus():
     return os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count)))).split(',') if count else []
 
 
+def parallel():
+    """How many runs at the same time."""
+    return jobs or len(visible_gpus()) or 2
+
+
 def work(queue):
     """Run all of queue, `jobs` at a time, each once the run that it starts from has ended -> the runs that failed, and
     those that wait for them in vain: a diverging ablation is a finding and stops nobody else. Ctrl-C and SIGTERM stop
     the processes, which save, and raise KeyboardInterrupt."""
-    gpus = visible_gpus()
-    slots = range(jobs or len(gpus) or 2)
-    threads = max(1, (os.cpu_count() or 1) // len(slots))
+    gpus, cores = visible_gpus(), os.cpu_count() or 1
+    slots = range(parallel())
     waiting, running, failed, total = list(queue), {}, [], len(queue)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             pending = {run.folder for run in waiting} | {run.folder for run, _ in running.values()}
             for slot in [slot for slot in slots if slot not in running]:
-                ready = next((run for run in waiting if run.before is None or run.before.parent not in pending), None)
-                if ready is not None:
-                    waiting.remove(ready)
-                    running[slot] = ready, start(ready, slot, threads, gpus)
+                able = [run for run in waiting if run.before is None or run.before.parent not in pending]
+                if able:
+                    waiting.remove(ready := able[0])
+                    alone = len(able) == 1 and not running        # what nothing can run beside takes all cores
+                    running[slot] = ready, start(ready, slot, max(1, cores // (1 if alone else len(slots))), gpus)
                     print(f'{time.strftime("%H:%M")} {ready.name}, seed {ready.seed}, {ready.phase} begins; '
                           f'{len(waiting)} of {total} runs wait', flush=True)
             for slot, (run, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
                     if process.returncode or not finished(run):
-                        print(f'{run.name}, seed {run.seed}, {run.phase} FAILED; see {run.folder}/run.log', flush=True)
+                        words = 'FAILED'
+                        if process.returncode == runtime.DIVERGED:
+                            words, log = 'DIVERGED', run.folder / 'run.log'
+                            runtime.write_text(run.folder / 'diverged.txt', log.read_text().splitlines()[-1] + '\n')
+                        print(f'{run.name}, seed {run.seed}, {run.phase} {words}; see {run.folder}/run.log', flush=True)
                         lost = {run.folder}                                  # and all that start from it, one by one
                         while more := {r.folder for r in waiting if r.before and r.before.parent in lost} - lost:
                             lost |= more
@@ -271,16 +327,32 @@ def values_of(metrics, columns):
 
 
 def collect():
-    """{ablation: (seeds, targets) array} of all ablations of which a seed has ended, however many were asked for."""
-    found = {}
+    """({ablation: (seeds, targets) array}, sources) of all runs that are there, whatever was asked for: a row of nan for
+    a chain that diverged. sources: {(commit, hardware)} of them. What has other settings is named and left out."""
+    found, sources = {}, set()
     for name in (name for name in ABLATIONS if name not in SLOPES):
-        done = [run for run in runs([name]) if run.name == name and run.phase == 'p5' and ended(run)]
-        if done:
-            found[name] = np.array([values_of(metrics_of(run.folder), TARGETS) for run in done])
-    return found
+        rows = []
+        chains = {}
+        for run in runs([name], len(list(home(name, 0).parent.glob('seed*')))):
+            if run.name == name:
+                chains.setdefault(run.seed, []).append(run)
+        for seed, chain in chains.items():
+            if not all(map(own_settings, chain)):
+                print(f'note: {name}, seed {seed} has other settings and is not in the table')
+            elif any(map(diverged, chain)):
+                rows.append([math.nan] * len(TARGETS))
+            elif ended(chain[-1]):
+                rows.append(values_of(metrics_of(chain[-1].folder), TARGETS))
+                facts = [json.loads((run.folder / 'run.json').read_text(encoding='utf-8'))
+                         for run in chain if (run.folder / 'run.json').is_file()]
+                sources |= {(fact['commit'][:7], fact['hardware']) for fact in facts}
+        if rows:
+            found[name] = np.array(rows)
+    return found, sources
 
 
 SIGN = np.array([sign for *_, sign in TARGETS])
+ALPHA = 0.05              # of the permutation test: with three seeds each it takes the most extreme labelling of 20
 
 
 def effects(base, other):
@@ -293,20 +365,33 @@ def effects(base, other):
     return drop, worse.astype(int) - better
 
 
-def by_chance(m, n):
-    """How many target metrics an ablation that changes nothing makes worse in every seed: m baselines above n."""
-    return len(TARGETS) / math.comb(m + n, n)
+def largest_t(base, other):
+    """The largest t statistic over the target metrics, pooled sd, positive where other (n, targets) is worse."""
+    m, n = len(base), len(other)
+    variance = ((m - 1) * base.var(0, ddof=1) + (n - 1) * other.var(0, ddof=1)) / (m + n - 2)
+    return (SIGN * (base.mean(0) - other.mean(0)) / np.sqrt(np.maximum(variance, 1e-6) * (1 / m + 1 / n))).max()
 
 
-def table(found):
+def p_value(base, other):
+    """Exact permutation test of "some target metric is worse": the share of all labellings of the same runs whose
+    largest t is at least this one's (max-T, Westfall & Young 1993: it allows for there being many metrics)."""
+    pooled = np.concatenate([base, other])
+    pooled = np.where(np.isnan(pooled), np.nan_to_num(np.nanmin(SIGN * pooled, 0) - 10) * SIGN, pooled)    # far worse
+    found = []
+    for chosen in itertools.combinations(range(len(pooled)), len(other)):
+        ablated = np.isin(range(len(pooled)), chosen)
+        found.append(largest_t(pooled[~ablated], pooled[ablated]))
+    return float(np.mean(np.array(found) >= found[-1] - 1e-9))                 # the last is the labelling as it is
+
+
+def table(found, sources):
     """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds do not overlap."""
     base = found['baseline']
     lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets the drop in standard '
              f'deviations of the baseline (n = {len(base)}). **Bold**: every seed is worse than every seed of the '
-             'baseline; *italic*: every one is better. An ablation that changes nothing is worse in '
-             f'{by_chance(len(base), len(base)):.2f} metrics by chance.', '',
-             '| without | n | ' + ' | '.join(label for label, *_ in TARGETS) + ' | worse in |',
-             '|---' * (len(TARGETS) + 3) + '|']
+             'baseline; *italic*: every one is better. `p`: permutation test of "some metric is worse".', '',
+             '| without | n | ' + ' | '.join(label.replace('|', '\\|') for label, *_ in TARGETS) + ' | worse in | p |',
+             '|---' * (len(TARGETS) + 4) + '|']
     for name, values in found.items():
         compared = name != 'baseline' and min(len(base), len(values)) > 1
         drop, side = effects(base, values) if compared else (np.zeros(len(TARGETS)), np.zeros(len(TARGETS), int))
@@ -314,11 +399,14 @@ def table(found):
         for k, column in enumerate(values.T):
             mark = {1: '**', -1: '*', 0: ''}[int(side[k])]
             spread = f' ± {column.std(ddof=1):.2g}' if len(values) > 1 else ''
-            change = f' [{np.clip(drop[k], -99, 99):+.1f}]' if compared else ''
+            change = f' [{np.clip(drop[k], -99, 99):+.1f}]' if compared and SIGN[k] else ''
             cells.append(f'{mark}{column.mean():.3g}{spread}{mark}{change}')
-        worse = '' if name == 'baseline' else (side > 0).sum() if compared else 'n < 2'
-        lines.append(f'| {name} | {len(values)} | ' + ' | '.join(cells) + f' | {worse} |')
-    return '\n'.join(lines) + '\n'
+        cells += [(side > 0).sum(), f'{p_value(base, values):.2f}'] if compared else [
+            '', ''] if name == 'baseline' else ['n < 2', '']
+        lines.append(f'| {name} | {len(values)} | ' + ' | '.join(map(str, cells)) + ' |')
+    made = '; '.join(f'{commit} on {hardware}' for commit, hardware in sorted(sources))
+    several = ' **The runs are of several commits or machines.**' if len(sources) > 1 else ''
+    return '\n'.join(lines) + f'\n\nPreset `{preset}`, made by {made}.{several}\n'
 
 
 SLOPE_COLUMNS = (
@@ -337,7 +425,8 @@ def slopes_table():
              '|---' * (len(SLOPE_COLUMNS) + 2) + '|']
     chains = runs(list(SLOPES))
     for name, target in sorted([('baseline', 2.0), *SLOPES.items()], key=lambda pair: pair[1]):
-        done = [run.folder for run in chains if (run.name, run.phase) == (name, 'p6') and ended(run)]
+        done = [run.folder for run in chains
+                if (run.name, run.phase) == (name, 'p6') and own_settings(run) and ended(run)]
         values = np.array([values_of(metrics_of(folder), SLOPE_COLUMNS) for folder in done])
         cells = [f'{column.mean():.3f}' + (f' ± {column.std(ddof=1):.3f}' if len(column) > 1 else '')
                  for column in values.T]
@@ -347,14 +436,16 @@ def slopes_table():
 
 
 def gate(found):
-    """P7's criterion (the plan's): dropping a piece makes at least one target metric worse. A row an ablation."""
+    """P7's criterion (the plan's): dropping a piece makes at least one target metric worse, measurably. A row an
+    ablation of three seeds and more."""
     base, rows = found['baseline'], []
     for name, values in found.items():
-        if name != 'baseline' and min(len(base), len(values)) > 1:
+        if name != 'baseline' and min(len(base), len(values)) > 2:
             drop, side = effects(base, values)
             worse = [TARGETS[k][0] for k in np.argsort(-np.nan_to_num(drop, nan=np.inf)) if side[k] > 0]
-            rows.append((f'without {name}: target metrics worse in every seed', '>= 1', len(worse), len(worse) >= 1,
-                         ', '.join(worse[:4]) or f'by chance {by_chance(len(base), len(values)):.2f}'))
+            p = p_value(base, values)
+            rows.append((f'without {name}: some target metric is worse', f'p <= {ALPHA}', p, p <= ALPHA,
+                         'every seed worse in ' + (', '.join(worse[:4]) or 'none')))
     return rows
 
 
@@ -364,18 +455,31 @@ def chart(found):
     base, names = found['baseline'], [name for name, v in found.items() if name != 'baseline' and len(v) > 1]
     if len(base) < 2 or not names:
         return None
+    directed = np.flatnonzero(SIGN)
     both = [effects(base, found[name]) for name in names]
-    drops, sides = (np.stack(part) for part in zip(*both))
+    drops, sides = (np.stack(part)[:, directed] for part in zip(*both))
     fig, axes = plot.figure(9, 1.6 + 0.28 * len(names))
     ax = axes[0, 0]
     image = ax.imshow(drops, cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
     ax.set_yticks(range(len(names)), [f'without {name}' for name in names])
-    ax.set_xticks(range(len(TARGETS)), [label for label, *_ in TARGETS], rotation=40, ha='right')
+    ax.set_xticks(range(len(directed)), [TARGETS[k][0] for k in directed], rotation=40, ha='right')
     for i, k in zip(*np.nonzero(sides)):
         ax.plot(k, i, '.', color=plot.INK)
     ax.set_title('What each piece is for')
     fig.colorbar(image, label='worse by (sd of the baseline)', extend='both')
     return plot.save(fig, Path(out_dir) / 'ablations.png')
+
+
+def only_driver():
+    """The lock of out_dir, which ends with its process: two drivers would run the same things twice. SystemExit(2),
+    after one line, if there is another."""
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    lock = open(Path(out_dir, 'lock'), 'w')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        runtime.fail(f'another p7_ablate.py is at work in {out_dir}')
+    return lock
 
 
 def main():
@@ -385,28 +489,32 @@ def main():
     names = GROUPS.get(only) or [name.strip() for name in only.split(',')]
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')
-    queue = to_do(runs(names))
-    minutes = [MINUTES[preset].get(run.phase, math.nan) for run in queue]
-    hours = sum(minutes) / (jobs or 2) / 60
-    print(f'{len(queue)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours on 2 cores')
-          + f'; {len(runs(names)) - len(queue)} have ended or are not needed')
+    queue = [] if draw_only else to_do(runs(names))
+    if not draw_only:
+        hours = expected_hours(queue, parallel()) if queue else 0.0
+        print(f'{len(queue)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours')
+              + f', {parallel()} at a time; {len(runs(names)) - len(queue)} have ended or are not needed')
     if dry_run:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)        # `| head` is no error
         for run in queue:
             print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
         return
     failed, stopped = [], False
-    try:
-        failed = work(queue)
-    except KeyboardInterrupt:
-        stopped = True
-    found = collect()
+    if queue:
+        alone = only_driver()                                # as long as the name lives
+        try:
+            failed = work(queue)
+        except KeyboardInterrupt:
+            stopped = True
+    found, sources = collect()
     if 'baseline' in found:
-        runtime.write_text(Path(out_dir, 'ablations.md'), table(found))
+        runtime.write_text(Path(out_dir, 'ablations.md'), table(found, sources))
         chart(found)
-        print(table(found))
+        print(table(found, sources))
         if gate(found):
             runtime.write_gate(SimpleNamespace(master=True, dir=Path(out_dir), phase='p7', say=print), gate(found))
+    elif draw_only:
+        runtime.fail(f'{Path(out_dir, preset)} holds no baseline that has ended: nothing to draw')
     if not SLOPES.keys().isdisjoint(names):
         runtime.write_text(Path(out_dir, 'slopes.md'), slopes_table())
         print(slopes_table())

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+DIVERGED = 3             # exit status of a run whose loss or weights are no longer finite
 PROGRESS_SECONDS = 20    # between two progress lines when stderr is not a terminal
 EXPECTS = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text'}
 MINIMUM = {'max_steps': 0} | dict.fromkeys(('batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every',
@@ -311,7 +312,7 @@ class Run:
         self.watched = tuple(scalars), now
 
     def check(self):
-        """SystemExit(1), after one line, if a value that watch() saw was not finite. Every rank must call it."""
+        """SystemExit(DIVERGED), after one line, if a value that watch() saw was not finite. Every rank must call it."""
         names, kept = self.watched
         if kept is None:
             return
@@ -320,14 +321,14 @@ class Run:
         step, *values = kept.tolist()
         bad = [f'{name} is {value}' for name, value in zip(names, values) if not math.isfinite(value)]
         if bad:
-            fail(f'step {step:.0f}: {", ".join(bad)}; last good checkpoint: {self.last_good()}', status=1)
+            fail(f'step {step:.0f}: {", ".join(bad)}; last good checkpoint: {self.last_good()}', status=DIVERGED)
 
     def log(self, step, values, prefix):
         """Append {'step': step, 'prefix/name': value, ...} to `metrics.jsonl` (rank 0).
 
         values: name -> number, or tensor of any shape (a vector becomes a list); all tensors cost one device sync.
         With prefix 'train' every rank must call it: tensors are averaged over the ranks, and a NaN or infinity, in
-        these values or in those that watch() saw, raises SystemExit(1) after one line. With another prefix a value that
+        these values or in those that watch() saw, raises SystemExit(DIVERGED) after one line. With another prefix what
         is not finite is written as null.
         """
         if prefix == 'train':
@@ -343,7 +344,7 @@ class Run:
         values = plain(values)
         bad = [f'{name} is {value}' for name, value in values.items() if finite(value) != value]
         if prefix == 'train' and bad:
-            fail(f'step {step}: {", ".join(bad)}; last good checkpoint: {self.last_good()}', status=1)
+            fail(f'step {step}: {", ".join(bad)}; last good checkpoint: {self.last_good()}', status=DIVERGED)
         if not self.master:
             return
         if prefix == 'train' and 'loss' in values:
@@ -614,7 +615,7 @@ def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
     run.check()
     for name, net in nets.items():
         if not all(p.isfinite().all() for p in net.parameters()):
-            fail(f'step {step}: weights of {name} are not finite; last good checkpoint: {run.last_good()}', status=1)
+            fail(f'step {step}: weights of {name} are not finite; last good checkpoint: {run.last_good()}', DIVERGED)
     states = [random_state(run)] * run.world
     if run.world > 1:
         dist.all_gather_object(states, random_state(run))
