@@ -50,8 +50,8 @@ device = 'auto'
 config = runtime.configure(globals())
 
 HERE = Path(__file__).parent
-# The sizes of runs/cpu.sh with about half its steps, evaluated at their ends, all counterfactual families constructed, and
-# P4 without its controls.
+# The sizes of runs/cpu.sh with about half its steps, evaluated at their ends, all families of counterfactuals constructed,
+# and P4 without its controls.
 PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
 PRESETS = {
     'cpu': {
@@ -327,12 +327,11 @@ def values_of(metrics, columns):
 
 
 def collect():
-    """({ablation: (seeds, targets) array}, sources) of all runs that are there, whatever was asked for: a row of nan for
-    a chain that diverged. sources: {(commit, hardware)} of them. What has other settings is named and left out."""
+    """({ablation: (seeds, targets) array}, sources) of all runs that are there, whatever was asked for; nan for a chain
+    that diverged. sources: {(commit, hardware)} of them. What has other settings is named and left out."""
     found, sources = {}, set()
     for name in (name for name in ABLATIONS if name not in SLOPES):
-        rows = []
-        chains = {}
+        rows, chains = [], {}
         for run in runs([name], len(list(home(name, 0).parent.glob('seed*')))):
             if run.name == name:
                 chains.setdefault(run.seed, []).append(run)
@@ -345,7 +344,7 @@ def collect():
                 rows.append(values_of(metrics_of(chain[-1].folder), TARGETS))
                 facts = [json.loads((run.folder / 'run.json').read_text(encoding='utf-8'))
                          for run in chain if (run.folder / 'run.json').is_file()]
-                sources |= {(fact['commit'][:7], fact['hardware']) for fact in facts}
+                sources |= {(fact['commit'][:7], re.sub(r', \d+ threads', '', fact['hardware'])) for fact in facts}
         if rows:
             found[name] = np.array(rows)
     return found, sources
@@ -360,28 +359,23 @@ def effects(base, other):
     the sd is at least 0.001, the resolution of a thousand scenes), and whether the seeds do not overlap (+1 all worse,
     -1 all better, 0 neither). nan is worse than anything."""
     drop = SIGN * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), 1e-3)
-    other = np.where(np.isnan(other), -np.inf * SIGN, other)
-    worse, better = (SIGN * base).min(0) > (SIGN * other).max(0), (SIGN * base).max(0) < (SIGN * other).min(0)
-    return drop, worse.astype(int) - better
-
-
-def largest_t(base, other):
-    """The largest t statistic over the target metrics, pooled sd, positive where other (n, targets) is worse."""
-    m, n = len(base), len(other)
-    variance = ((m - 1) * base.var(0, ddof=1) + (n - 1) * other.var(0, ddof=1)) / (m + n - 2)
-    return (SIGN * (base.mean(0) - other.mean(0)) / np.sqrt(np.maximum(variance, 1e-6) * (1 / m + 1 / n))).max()
+    ours, theirs = (np.where(np.isnan(values), -np.inf, SIGN * values) for values in (base, other))
+    return drop, ((ours.min(0) > theirs.max(0)).astype(int) - (ours.max(0) < theirs.min(0))) * np.abs(SIGN)
 
 
 def p_value(base, other):
     """Exact permutation test of "some target metric is worse": the share of all labellings of the same runs whose
-    largest t is at least this one's (max-T, Westfall & Young 1993: it allows for there being many metrics)."""
-    pooled = np.concatenate([base, other])
-    pooled = np.where(np.isnan(pooled), np.nan_to_num(np.nanmin(SIGN * pooled, 0) - 10) * SIGN, pooled)    # far worse
-    found = []
-    for chosen in itertools.combinations(range(len(pooled)), len(other)):
-        ablated = np.isin(range(len(pooled)), chosen)
-        found.append(largest_t(pooled[~ablated], pooled[ablated]))
-    return float(np.mean(np.array(found) >= found[-1] - 1e-9))                 # the last is the labelling as it is
+    largest t statistic (pooled sd, at least 0.001) is at least this labelling's. The maximum over the metrics allows
+    for there being many of them (max-T, Westfall & Young 1993). nan is 10 worse than anything."""
+    scores, (m, n) = SIGN * np.concatenate([base, other]), (len(base), len(other))
+    scores = np.where(np.isnan(scores), np.nanmin(scores, 0) - 10 * np.abs(SIGN), scores)
+    largest = []
+    for chosen in itertools.combinations(range(m + n), n):
+        ablated = np.isin(range(m + n), chosen)
+        ours, theirs = scores[~ablated], scores[ablated]
+        variance = ((m - 1) * ours.var(0, ddof=1) + (n - 1) * theirs.var(0, ddof=1)) / (m + n - 2)
+        largest.append(((ours.mean(0) - theirs.mean(0)) / np.sqrt(np.maximum(variance, 1e-6) * (1 / m + 1 / n))).max())
+    return float(np.mean(np.array(largest) >= largest[-1] - 1e-9))                 # the last labelling is the true one
 
 
 def table(found, sources):
@@ -450,24 +444,12 @@ def gate(found):
 
 
 def chart(found):
-    """The drops as a heat map: ablations by target metrics, in standard deviations of the baseline, a dot where the
-    seeds do not overlap. The colour ends at 5."""
+    """The heat map of the drops, of all ablations of two seeds and more."""
     base, names = found['baseline'], [name for name, v in found.items() if name != 'baseline' and len(v) > 1]
-    if len(base) < 2 or not names:
-        return None
-    directed = np.flatnonzero(SIGN)
-    both = [effects(base, found[name]) for name in names]
-    drops, sides = (np.stack(part)[:, directed] for part in zip(*both))
-    fig, axes = plot.figure(9, 1.6 + 0.28 * len(names))
-    ax = axes[0, 0]
-    image = ax.imshow(drops, cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
-    ax.set_yticks(range(len(names)), [f'without {name}' for name in names])
-    ax.set_xticks(range(len(directed)), [TARGETS[k][0] for k in directed], rotation=40, ha='right')
-    for i, k in zip(*np.nonzero(sides)):
-        ax.plot(k, i, '.', color=plot.INK)
-    ax.set_title('What each piece is for')
-    fig.colorbar(image, label='worse by (sd of the baseline)', extend='both')
-    return plot.save(fig, Path(out_dir) / 'ablations.png')
+    if len(base) > 1 and names:
+        directed = np.flatnonzero(SIGN)
+        drops, sides = (np.stack(part)[:, directed] for part in zip(*(effects(base, found[name]) for name in names)))
+        plot.ablations(Path(out_dir), names, [TARGETS[k][0] for k in directed], drops, sides)
 
 
 def only_driver():

@@ -588,6 +588,21 @@ def trends(folder):
     return fig and save(fig, Path(folder) / 'plots' / f'trends_{last:06d}.png')
 
 
+def ablations(folder, names, targets, drops, sides):
+    """ablations.png: drops (ablations, targets) in standard deviations of the baseline as a heat map whose colour ends at
+    5, and a dot where `sides` is not 0: the seeds do not overlap."""
+    fig, axes = figure(9, 1.6 + 0.28 * len(names))
+    ax = axes[0, 0]
+    image = ax.imshow(drops, cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
+    ax.set_yticks(range(len(names)), [f'without {name}' for name in names])
+    ax.set_xticks(range(len(targets)), targets, rotation=40, ha='right')
+    for i, k in zip(*np.nonzero(sides)):
+        ax.plot(k, i, '.', color=INK)
+    ax.set_title('What each piece is for')
+    fig.colorbar(image, label='worse by (sd of the baseline)', extend='both')
+    return save(fig, Path(folder) / 'ablations.png')
+
+
 def samples_table(folder, count=12):
     """Draw the first rows of samples.jsonl (input, paraphrase, f1, rouge_l, cosine) as plots/samples.png."""
     samples = read_lines(Path(folder) / 'samples.jsonl')[:count]

@@ -58,32 +58,75 @@ def test_every_override_is_a_setting_of_its_phase(preset):
         for phase, script in p7_ablate.SCRIPTS.items():
             module = vars({'p1': p1_canvas, 'p2': p2_contrast, 'p3': p3_jitter, 'p4': p4_decoder,
                            'p5': p5_roundtrip, 'p6': p6_diffusion}[phase])
-            words = [*p7_ablate.PRESETS[preset][phase].split(), *changes.get(phase, '').split()]
-            settings = dict(module)
-            changed = runtime.configure(settings, words)
-            assert changes.get(phase) is None or changed != {k: module[k] for k in changed}, (name, phase)
+            usual, words = p7_ablate.PRESETS[preset][phase].split(), changes.get(phase, '').split()
+            without = runtime.configure(dict(module), usual)
+            for word in words:
+                key = word.removeprefix('--').partition('=')[0]
+                changed = runtime.configure(dict(module), [*usual, word])
+                assert changed[key] != without[key], f'{name}, {phase}: {word} is what the preset says already'
+
+
+def test_without_negatives_as_many_sentences_a_step():
+    for preset, batch in ('cpu', 48), ('gpu', 768), ('smoke', 12):
+        p7_ablate.preset, kept = preset, p7_ablate.preset
+        queue = p7_ablate.runs(['counterfactual negatives'], 1)
+        p7_ablate.preset = kept
+        sizes = {run.phase: p7_ablate.settings(run.phase, tuple(run.command[2:])) for run in queue
+                 if run.name == 'counterfactual negatives'}
+        assert sizes['p2']['batch_size'] == batch and sizes['p2']['negatives'] == 0
+        usual = p7_ablate.settings('p4', tuple(p7_ablate.PRESETS[preset]['p4'].split()))
+        assert sizes['p4']['batch_size'] == usual['batch_size']
+
+
+def test_expected_hours(monkeypatch):
+    monkeypatch.setitem(p7_ablate.MINUTES, 'cpu', dict(zip(p7_ablate.SCRIPTS, (60, 120, 30, 30, 60, 0))))
+    queue = p7_ablate.runs(['round trip'], 1)
+    assert p7_ablate.expected_hours(queue, 1) == 6.0 and p7_ablate.expected_hours(queue, 2) == 5.0
+    assert p7_ablate.expected_hours(p7_ablate.runs(['tv'], 2), 2) == 10.0
 
 
 def test_effects_by_hand():
     n = len(p7_ablate.TARGETS)
+    directed = np.abs(p7_ablate.SIGN)
     base = np.tile(np.array([[1.0], [2.0], [3.0]]), n)                                # mean 2, sd 1
     for shift, expected in ((-4.0, 1), (4.0, -1), (-1.5, 0)):                         # the last: the seeds overlap
         drop, side = p7_ablate.effects(base, base + shift * p7_ablate.SIGN)
-        assert drop == pytest.approx(-shift) and (side == expected).all()
+        assert drop == pytest.approx(-shift * directed) and (side == expected * directed).all()
     lost = base.copy()
     lost[0, 0] = math.nan
     assert p7_ablate.effects(base, lost)[1].tolist() == [0] * n and p7_ablate.effects(base, lost[:1])[1][0] == 1
-    assert p7_ablate.effects(base * 0, base * 0 - 0.002 * p7_ablate.SIGN)[0] == pytest.approx(2.0), 'no spread at all'
-    assert p7_ablate.by_chance(3, 3) == pytest.approx(n / 20)
+    assert p7_ablate.effects(base * 0, base * 0 - 0.002 * p7_ablate.SIGN)[0] == pytest.approx(2 * directed), 'no spread'
+    assert (p7_ablate.effects(base, base * np.nan)[1] == directed).all(), 'an ablation that diverged'
+
+
+def test_p_value_by_hand():
+    n, rng = len(p7_ablate.TARGETS), np.random.default_rng(1)
+    base, same = rng.normal(size=(3, n)), rng.normal(size=(3, n))
+    one_worse = same.copy()
+    one_worse[:, 4] -= 1000 * p7_ablate.SIGN[4]
+    shown_only = same.copy()
+    shown_only[:, list(p7_ablate.SIGN).index(0)] += 1000
+    assert p7_ablate.p_value(base, one_worse) == 1 / 20, 'the most extreme of all labellings'
+    assert p7_ablate.p_value(base, shown_only) == p7_ablate.p_value(base, same) > 1 / 20
+    assert p7_ablate.p_value(base, base - 1e6 * (one_worse - same)) == 1.0, 'better is not worse'
+    assert p7_ablate.p_value(base, base * math.nan) == 1 / 20
+    lost = base.copy()
+    lost[2] = math.nan
+    assert p7_ablate.p_value(base, lost) > 1 / 20, 'one of three diverged'
+    # By chance it is small as often as it says: 1/20 of the time at most.
+    small = [p7_ablate.p_value(*rng.normal(size=(2, 3, n))) <= 1 / 20 for _ in range(400)]
+    assert 0.01 < np.mean(small) < 0.09
 
 
 def test_target_values_of_a_log_with_holes():
-    metrics = {'r1': 0.5, 'r5': None, 'gap_colour': 0.3, 'gap_count': 0.1, 'graph_f1': 0.9, 'rouge_l': 0.3,
-               'cosine': 0.9, 'content_accuracy': 1.0, 'jitter_cosine': 0.9, 'alpha': [1.5, None], 'tv': 1.0,
+    metrics = {'r1': 0.5, 'r5': None, 'r1_hard': 0.4, 'gap_colour': 0.3, 'gap_count': 0.1, 'graph_f1': 0.9,
+               'graph_f1_one': 0.5, 'rouge_l': 0.3,
+               'cosine': 0.9, 'content_accuracy': 1.0, 'jitter_cosine': 0.9, 'alpha': [1.5, None], 'tv_normalised': 1.0,
                'kurtosis': [5.0, 7.0], 'max_correlation': 0.1, 'share_total': 0.9}
     values = dict(zip((label for label, *_ in p7_ablate.TARGETS), p7_ablate.values_of(metrics, p7_ablate.TARGETS)))
     assert math.isnan(values['R@5']) and math.isnan(values['|slope - 2|'])
     assert values['R@1'] == 0.5 and values['worst-family gap'] == 0.1 and values['kurtosis'] == 5.0
+    assert values['kurtosis below 6'] == 1.0
 
 
 def test_ablations_run_once_and_make_a_table(small, monkeypatch, capsys):
@@ -105,11 +148,32 @@ def test_ablations_run_once_and_make_a_table(small, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             run([*words, *more])
         assert stop.value.code == 2 and hint in capsys.readouterr().err
-    facts = Path('out/p7/smoke/baseline/seed0/p3/run.json')
-    facts.write_text(facts.read_text().replace('--max_steps=2', '--max_steps=3'))
+    for phase in 'p1', 'p2', 'p3', 'p4', 'p5':
+        Path(f'out/p7/smoke/baseline/seed0/{phase}/ckpt.pt').unlink()
+    Path('out/p7').rename('out/elsewhere')
+    run([*words, '--seeds=1', '--out_dir=out/elsewhere'])
+    assert capsys.readouterr().out.startswith('0 runs to do'), 'known by its settings, not by its words'
+    facts = Path('out/elsewhere/smoke/copy_suppression/seed0/p5/run.json')
+    facts.write_text(facts.read_text().replace('"max_steps": 2', '"max_steps": 3'))
     with pytest.raises(SystemExit) as stop:
-        run([*words, '--seeds=1'])
+        run([*words, '--seeds=1', '--out_dir=out/elsewhere'])
     assert stop.value.code == 2 and 'other settings' in capsys.readouterr().err
+    run([*words, '--draw_only=true', '--out_dir=out/elsewhere'])
+    out = capsys.readouterr().out
+    assert '| baseline | 1 |' in out and '| copy suppression' not in out and 'note: copy suppression, seed 0' in out
+    with pytest.raises(SystemExit) as stop:
+        run([*words, '--draw_only=true', '--out_dir=out/nowhere'])
+    assert stop.value.code == 2 and 'nothing to draw' in capsys.readouterr().err
+
+
+def test_two_drivers_never_share_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path / 'p7'))
+    first = p7_ablate.only_driver()
+    with pytest.raises(SystemExit) as stop:
+        p7_ablate.only_driver()
+    assert stop.value.code == 2 and 'another p7_ablate.py' in capsys.readouterr().err
+    first.close()
+    p7_ablate.only_driver()
 
 
 def test_only_what_the_table_still_needs_is_run(tmp_path, monkeypatch):
@@ -146,15 +210,26 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
         """A program that writes what a finished run has, or fails."""
         code = ('import sys, json, pathlib; folder = pathlib.Path(sys.argv[1].partition("=")[2])\n'
                 + ('sys.exit(1)\n' if run.name == 'jitter' and run.phase == 'p3' else '')
+                + (f'print("error: step 3: loss is nan"); sys.exit({runtime.DIVERGED})\n'
+                   if run.name == 'InfoNCE' and run.phase == 'p3' else '')
                 + '[(folder / name).write_text("{}") for name in ("gate.json", "ckpt.pt")]\n')
         path = tmp_path / f'{run.name}_{run.phase}.py'
         path.write_text(code)
         return run._replace(command=[sys.executable, str(path), *run.command[2:]])
-    queue = [stand_in(run) for run in p7_ablate.runs(['jitter', 'copy suppression'])]
+    chain = p7_ablate.runs(['jitter', 'copy suppression', 'InfoNCE'])
+    queue = [stand_in(run) for run in chain]
     failed = p7_ablate.work(queue)
-    assert [(run.name, run.phase) for run in failed] == [('jitter', phase) for phase in ('p3', 'p4', 'p5')]
-    assert all((run.folder / 'gate.json').exists() for run in queue if run.name != 'jitter')
-    assert 'jitter, seed 0, p3 FAILED' in capsys.readouterr().out
+    assert {(run.name, run.phase) for run in failed} == {(name, phase) for name in ('jitter', 'InfoNCE')
+                                                         for phase in ('p3', 'p4', 'p5')}
+    assert all((run.folder / 'gate.json').exists() for run in queue if run not in failed)
+    out = capsys.readouterr().out
+    assert 'jitter, seed 0, p3 FAILED' in out and 'InfoNCE, seed 0, p3 DIVERGED' in out
+    assert [(run.name, run.phase) for run in p7_ablate.to_do(chain)] == [('jitter', p) for p in ('p3', 'p4', 'p5')], (
+        'what diverged would do so again')
+    monkeypatch.setattr(p7_ablate, 'values_of', lambda metrics, columns: [1.0] * len(columns))
+    found, _ = p7_ablate.collect()
+    assert np.isnan(found['InfoNCE']).all() and found['copy suppression'].tolist() == found['baseline'].tolist()
+    assert set(found) == {'baseline', 'InfoNCE', 'copy suppression'} and p7_ablate.table(found, set())
 
 
 def test_slopes_table(tmp_path, monkeypatch):
@@ -180,9 +255,13 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     n = len(p7_ablate.TARGETS)
     base = np.random.default_rng(0).normal(1.0, 0.1, (3, n))
     found = {'baseline': base, 'InfoNCE': base - 2 * p7_ablate.SIGN, 'tv': base.copy(), 'cov': base[:1]}
-    lines = {line.split('|')[1].strip(): line for line in p7_ablate.table(found).splitlines() if line.startswith('| ')}
-    assert lines['InfoNCE'].count('**') == 2 * n and lines['InfoNCE'].endswith(f'| {n} |')
-    assert lines['tv'].endswith('| 0 |') and lines['cov'].endswith('| n < 2 |')
+    text = p7_ablate.table(found, {('abc1234', 'cpu')})
+    lines = {line.split('|')[1].strip(): line for line in text.splitlines() if line.startswith('| ')}
+    directed = int(np.abs(p7_ablate.SIGN).sum())
+    assert lines['InfoNCE'].count('**') == 2 * directed and lines['InfoNCE'].endswith(f'| {directed} | 0.05 |')
+    assert lines['tv'].endswith('| 0 | 1.00 |') and lines['cov'].endswith('| n < 2 |  |')
+    assert 'abc1234 on cpu' in text and 'several' not in text
+    assert 'several' in p7_ablate.table(found, {('abc1234', 'cpu'), ('def5678', 'cpu')})
     assert [row[3] for row in p7_ablate.gate(found)] == [True, False], 'what changes nothing fails, one seed is no row'
     p7_ablate.chart(found)
     assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'

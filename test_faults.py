@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_is_go
         run(phase, out, *words, patch=own)
     line = one_line(capsys.readouterr().err)
     assert f'{term} is nan' in line
-    assert stop.value.code == 1 and f'last good checkpoint: {out}/ckpt.pt (step 1)' in line
+    assert stop.value.code == runtime.DIVERGED and f'last good checkpoint: {out}/ckpt.pt (step 1)' in line
     checkpoint = load(out)
     assert checkpoint['step'] == 1
     assert all(p.isfinite().all() for net in checkpoint['nets'].values() for p in net.values())

@@ -307,7 +307,7 @@ def test_what_is_not_finite_is_named_with_the_step_it_began_in(tmp_path, capsys)
         run.watch(step, values)
     with pytest.raises(SystemExit) as stop:
         run.log(4, fine, prefix='train')
-    assert stop.value.code == 1
+    assert stop.value.code == runtime.DIVERGED
     assert capsys.readouterr().err == 'error: step 2: tv is nan; last good checkpoint: none yet\n'
     assert not (tmp_path / 'out/metrics.jsonl').exists()
     with pytest.raises(SystemExit):          # other terms from here on: the ones before are looked at first
@@ -323,20 +323,21 @@ def test_log_writes_one_line_a_call(tmp_path):
 
 
 def test_a_training_term_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    end = runtime.DIVERGED
     run, nets, optimizer, ema = trained(tmp_path)
     values = {'loss': torch.tensor(float('nan')), 'tv': torch.tensor(1.0), 'cov': torch.tensor(float('inf')), 'lr': 1.0}
-    line = stops(capsys, run.log, 8, values | {'cov': float('inf')}, 'train', status=1)      # nobody watched
+    line = stops(capsys, run.log, 8, values | {'cov': float('inf')}, 'train', status=end)      # nobody watched
     assert 'step 8: loss is nan, cov is inf; last good checkpoint: none yet' in line and 'tv' not in line
     run.watch(8, values)
     with pytest.raises(SystemExit):          # no checkpoint of a step that went wrong
         runtime.save(run, 9, nets, optimizer, ema, metrics={}, arch={})
     assert not run.checkpoint.exists() and 'step 8: loss is nan' in capsys.readouterr().err
-    line = stops(capsys, run.log, 8, values, 'train', status=1)
+    line = stops(capsys, run.log, 8, values, 'train', status=end)
     assert 'step 8: loss is nan, cov is inf; last good checkpoint: none yet' in line and 'tv' not in line
     run.watched = (), None
     runtime.save(run, 5, nets, optimizer, ema, metrics={}, arch={})
     run.watch(8, values)
-    assert f'last good checkpoint: {run.checkpoint} (step 5)' in stops(capsys, run.log, 8, values, 'train', status=1)
+    assert f'last good checkpoint: {run.checkpoint} (step 5)' in stops(capsys, run.log, 8, values, 'train', status=end)
     assert not (tmp_path / 'metrics.jsonl').exists()
 
 
@@ -549,10 +550,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path, monkeypat
 
 
 def test_save_refuses_weights_that_are_not_finite(tmp_path, capsys):
-    run, nets, optimizer, ema = trained(tmp_path)
+    (run, nets, optimizer, ema), end = trained(tmp_path), runtime.DIVERGED
     runtime.save(run, 5, nets, optimizer, ema, metrics={}, arch={})
     nets['net'][0].weight.data[0, 0] = float('nan')
-    line = stops(capsys, lambda: runtime.save(run, 6, nets, optimizer, ema, metrics={}, arch={}), status=1)
+    line = stops(capsys, lambda: runtime.save(run, 6, nets, optimizer, ema, metrics={}, arch={}), status=end)
     assert 'weights of net' in line and '(step 5)' in line
     assert runtime.load_checkpoint(run.checkpoint, 'p9', '')['step'] == 5
 
