@@ -7,7 +7,7 @@ product (m, k) x (k, n) that forward and backward really do, 2 x kernel x in x o
 all else (softmax, norms, FFTs, the optimizer) counts as none, so the fraction is what the products alone account for.
 The peak is the median rate of 8192-cubed products (2048 on a CPU) in the phase's dtype, taken between the steps.
 
-Writes: out_dir/steps_<size>.json or <what>.json; prints a table
+Writes: out_dir/steps_<size>.json or <what>.json, canvases.png; prints a table
     python bench.py                        # steps at the sizes of runs/cpu.sh
     python bench.py --size=full            # at the plan's size, batch 4 on a CPU
     python bench.py --what=ranks           # the same P1 step on one process and on two
@@ -28,7 +28,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -350,7 +349,7 @@ def bench_canvases(on_a_gpu):
     fit is left out."""
     rows = []
     for size, channels in ((32, 6), (48, 8)):
-        for batch in (8, 32, 128, 512) if on_a_gpu else (2, 8, 32):
+        for batch in (8, 32, 128, 512) if on_a_gpu else (2, 8, 32, 128):
             row = in_a_process(f'measure_canvas({size}, {channels}, {batch}, {device!r})', Path(out_dir).resolve())
             if not isinstance(row, dict):
                 print(f'{size}x{size}x{channels}  batch {batch:4d}  {row}')
@@ -364,28 +363,7 @@ def bench_canvases(on_a_gpu):
         if small and large:
             print(f'{label}: 48x48x8 (best at batch {large["batch"]}) does {large[kind] / small[kind]:.2f} of the '
                   f'sentences a second of 32x32x6 (best at batch {small["batch"]})')
-    canvases_figure(rows)
     return rows
-
-
-def canvases_figure(rows):
-    """Draw the rows of `measure_canvas` against the batch, out_dir/canvases.png: rates, the best of each marked, and
-    memory."""
-    fig, axes = plot.figure(9, 2.9, 1, 3, sharex=True)
-    panels = (('forward', 'Forward', 'sentences a second'), ('backward', 'Forward, priors and backward',
-              'sentences a second'), ('gigabytes', 'Peak memory', 'GiB'))
-    for ax, (kind, title, unit) in zip(axes[0], panels):
-        for (size, channels), colour in zip(sorted({(row['size'], row['channels']) for row in rows}), plot.SERIES):
-            curve = np.array([(row['batch'], row[kind]) for row in rows if row['size'] == size]).T
-            ax.plot(*curve, 'o-', ms=4, color=colour, label=f'{size}×{size}×{channels}')
-            if kind != 'gigabytes':
-                ax.plot(*curve[:, [curve[1].argmax()]], 'o', ms=9, mfc='none', color=colour)
-        ax.set_xscale('log', base=2)
-        ax.set_xticks(sorted({row['batch'] for row in rows}), sorted({row['batch'] for row in rows}))
-        ax.set_ylim(bottom=0)
-        ax.set(title=title, ylabel=unit, xlabel='batch (sentences)')
-    axes[0, 0].legend(title='canvas; circle: its best batch')
-    plot.save(fig, Path(out_dir) / 'canvases.png')
 
 
 def write_corpus(path, n):
@@ -451,6 +429,8 @@ def main():
             'canvases': lambda: bench_canvases(on_a_gpu), 'corpus': bench_corpus}[what]()
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     runtime.write_json(Path(out_dir) / (f'steps_{size}.json' if what == 'steps' else f'{what}.json'), rows)
+    if what == 'canvases':
+        plot.canvases(out_dir)
 
 
 if __name__ == '__main__':

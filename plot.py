@@ -40,8 +40,15 @@ GATE = (0, (4, 3))   # the dashes of a threshold
 CHANNELS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#4D4D4D', '#999933')  # Okabe & Ito, + 2
 KINDS = {'colour': '#CC6677', 'shape': '#3388BB', 'count': '#B8963E', 'relation': '#2A9D7F',   # of tokens and of
          'argument swap': '#332288', 'attribute swap': '#AA4499', 'function': '#8A8A8A'}       # counterfactuals
+WHOLE = 'total', 'mean', 'all channels', 'all tokens', 'weighted sum'    # drawn in ink, above its parts
 VAL = '#1F4E79'      # what is measured on held-out data
 SERIES = (VAL, '#CC6677', '#2A9D7F', '#AA4499', '#B8963E', '#3388BB', '#882255', '#8A8A8A')    # anything else, in turn
+# Terms of the loss: a colour and a line each, the same in every panel; beside the U-Net's loss that of a Wiener filter.
+TERMS = {name: (SERIES[i % len(SERIES)], ('-', '--', ':')[i // len(SERIES)]) for i, name in enumerate((
+    'spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var', 'common', 'lattice', 'rec', 'nce', 'inv', 'again', 'para',
+    'cycle', 'copy', 'prior', 'diffusion'))}
+TERMS |= {f'{name} t {quarter}': (SERIES[i], line) for name, line in (('diffusion', '-'), ('wiener', '--'))
+          for i, quarter in enumerate(('0-25%', '25-50%', '50-75%', '75-100%'))}
 INK, GREY, FAINT, SHADE, PASS, FAIL = '#222222', '#555555', '#B5B5B5', '#EFEFEF', '#117733', '#C0392B'
 matplotlib.rcParams.update({
     'font.size': 9, 'axes.titlesize': 9.5, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold',
@@ -468,33 +475,37 @@ def spectra_arrays(V, samples=20_000):
 
 # ---- figures of a run -----------------------------------------------------------------------------------------------
 
-PANELS = (  # title, the metrics that belong there, how they are drawn
-    ('Training loss', r'train/(?!((unet_)?(grad_norm|lr)|stage|swaps_beaten)$).*', {'log': True}),
-    ('Total variation (per pixel)', r'val/tv(_normalised)?', {'zero': True}),
-    ('Spectral slope α', r'val/alpha', {'band': BAND}),
-    ('Spectral slope α, Hann window', r'val/alpha_hann', {'band': BAND}),
-    ('Gradient kurtosis', r'val/kurtosis', {'lines': (3,), 'log': True}),
-    ('Variance due to the sentence', r'val/share(_total)?', {'lines': (0.2,), 'zero': True}),
-    ('Channel correlation', r'val/(max|mean_abs)_correlation', {'lines': (0.3,), 'zero': True}),
-    ('Lattice energy', r'val/lattice', {'lines': (2,), 'zero': True}),
-    ('Retrieval of paraphrases', r'val/r(1|5|1_hard)', {'lines': (0.6, 0.85), 'zero': True}),
-    ('Cosine gap to counterfactuals', r'val/gap(_.*)?', {'lines': (0.25,), 'zero': True}),
-    ('Counterfactuals beaten', r'val/wins(_.*)?|train/swaps_beaten', {'lines': (0.95,)}),
-    ('Cosine after jitter', r'val/.*(jitter|blur|cutout).*', {'lines': (0.9,)}),
-    ('Content tokens read right', r'val/(rec_)?content_(accuracy|concept)', {'lines': (0.9,), 'zero': True}),
-    ('Graph F1', r'val/graph_(f1|exact)', {'lines': (0.85,), 'zero': True}),
-    ('Overlap with the input', r'val/(rouge_l|bigrams)', {'lines': (0.55,), 'zero': True}),
-    ('Round-trip cosine', r'val/cosine', {'lines': (0.9,)}),
-    ('Diffusion loss, Wiener filter', r'val/(diffusion|wiener)_.*', {'log': True}),
-    ('Image priors', r'val/prior(_.*)?', {}),
-    ('Distance of paraphrases', r'val/paraphrase_distance', {'zero': True}),
-    ('Canvases drawn from noise', r'val/drawn_(parsed|distinct)', {'zero': True}))
+PANELS = (  # title, unit, the metrics that belong there, how they are drawn
+    ('Training loss', 'as each is defined', r'train/(?!((unet_)?(grad_norm|lr)|stage|swaps_beaten)$).*', {'log': True}),
+    ('Total variation', 'mean |difference| a pixel', r'val/tv(_normalised)?', {'zero': True}),
+    ('Channel standard deviation', 'of a pixel', r'val/std', {'zero': True}),
+    ('Spectral slope α', 'power ~ 1/f^α', r'val/alpha', {'band': BAND}),
+    ('Spectral slope α, Hann window', 'power ~ 1/f^α', r'val/alpha_hann', {'band': BAND}),
+    ('Gradient kurtosis', 'Gaussian: 3', r'val/kurtosis', {'lines': (3,), 'log': True}),
+    ('Variance due to the sentence', 'share', r'val/share(_total)?', {'lines': (0.2,), 'zero': True}),
+    ('Channel correlation', 'size', r'val/(max|mean_abs)_correlation', {'lines': (0.3,), 'zero': True}),
+    ('Lattice energy', '1/f² field: 1', r'val/lattice', {'lines': (2,), 'zero': True}),
+    ('Retrieval of paraphrases', 'share', r'val/r(1|5|1_hard)', {'lines': (0.6, 0.85), 'zero': True}),
+    ('Cosine gap to counterfactuals', 'cosine', r'val/gap(_.*)?', {'lines': (0.25,), 'zero': True}),
+    ('Counterfactuals beaten', 'share', r'val/wins(_.*)?|train/swaps_beaten', {'lines': (0.95,)}),
+    ('Cosine after jitter', 'cosine', r'val/.*(jitter|blur|cutout).*', {'lines': (0.9,)}),
+    ('Content tokens read right', 'share', r'val/(rec_)?content_(accuracy|concept)', {'lines': (0.9,), 'zero': True}),
+    ('Cross-entropy by type of token', 'nats a token', r'val/ce(_(function|colour|shape|count|relation))?', {'log': True}),
+    ('CE rise when the canvas is shuffled', 'relative', r'val/shuffle_ce_rise', {'lines': (0.3,), 'log': True}),
+    ('Graph F1', 'share', r'val/graph_(f1|exact)', {'lines': (0.85,), 'zero': True}),
+    ('Overlap with the input', 'share', r'val/(rouge_l|bigrams)', {'lines': (0.55,), 'zero': True}),
+    ('Round-trip cosine', 'cosine', r'val/cosine', {'lines': (0.9,)}),
+    ('Diffusion loss, Wiener filter', 'no skill: 1', r'val/(diffusion|wiener)_.*', {'log': True}),
+    ('Image priors', 'as each is defined', r'val/prior(_.*)?', {}),
+    ('Distance of paraphrases', 'of unit vectors', r'val/paraphrase_distance', {'zero': True}),
+    ('Canvases drawn from noise', 'share', r'val/drawn_(parsed|distinct)', {'zero': True}))
 LABELS = {'train/loss': 'total', 'val/tv': 'as painted', 'val/tv_normalised': 'at unit variance',
           'val/share_total': 'all channels', 'val/max_correlation': 'largest', 'val/mean_abs_correlation': 'mean size',
           'val/r1': 'R@1', 'val/r5': 'R@5', 'val/r1_hard': 'R@1 hard', 'val/gap': 'mean', 'val/wins': 'mean',
           'train/swaps_beaten': 'in the batch', 'val/content_accuracy': 'exact', 'val/content_concept': 'by concept',
           'val/prior': 'weighted sum', 'val/rec_content_accuracy': 'exact, throwaway',
-          'val/rec_content_concept': 'by concept, throwaway', 'val/rouge_l': 'ROUGE-L', 'val/bigrams': 'shared bigrams'}
+          'val/rec_content_concept': 'by concept, throwaway', 'val/rouge_l': 'ROUGE-L', 'val/bigrams': 'shared bigrams',
+          'val/ce': 'all tokens'}
 
 
 def series(rows):
@@ -513,19 +524,22 @@ def series(rows):
     return result
 
 
-def trend(ax, title, curves, log=False, zero=False, lines=(), band=None):
-    """One panel: curves {metric: (steps, values)}; values (n, C) are drawn in the colours of the channels."""
+def trend(ax, title, curves, control={}, log=False, zero=False, lines=(), band=None):
+    """One panel: curves {metric: (steps, values)}; values (n, C) are drawn in the colours of the channels. control:
+    the same of another run, each thin, dotted, in the colour of its metric."""
     styles = iter([(colour, style) for style in ('-', '--', ':') for colour in SERIES] * 4)
     for name, (steps, values) in curves.items():
-        label = LABELS.get(name) or re.sub('^(gap|wins|prior)_', '', name.partition('/')[2]).replace('_', ' ')
+        label = LABELS.get(name) or re.sub('^(gap|wins|prior|ce)_', '', name.partition('/')[2]).replace('_', ' ')
         marker = {'marker': '.', 'ms': 4} if name.startswith('val/') else {}
         if values.ndim == 2:
             for c, column in enumerate(values.T):
                 ax.plot(steps, column, color=channel_colour(c), lw=1.1, **marker)
             continue
-        colour, style = (KINDS[label], '-') if label in KINDS else next(styles)
-        whole = {'color': INK, 'lw': 1.8, 'zorder': 3} if label in ('total', 'mean', 'all channels') else {}
-        ax.plot(steps, values, **{'color': colour, 'ls': style, 'lw': 1.2, 'label': label} | marker | whole)
+        colour, style = (KINDS[label], '-') if label in KINDS else TERMS.get(label) or next(styles)
+        whole = {'color': INK, 'lw': 1.8, 'zorder': 3} if label in WHOLE else {}
+        (line,) = ax.plot(steps, values, **{'color': colour, 'ls': style, 'lw': 1.2, 'label': label} | marker | whole)
+        if name in control:
+            ax.plot(*control[name], color=line.get_color(), ls=':', lw=0.9, alpha=0.8)
     for value in lines:
         gate_line(ax, value, None)
     if band:
@@ -547,23 +561,24 @@ def trend(ax, title, curves, log=False, zero=False, lines=(), band=None):
               labelspacing=0.15)
 
 
-def small_multiples(found, titles=None, starts={}):
+def small_multiples(found, titles=None, starts={}, control={}):
     """The panels of PANELS (or those with these titles) that have a metric in found (as of `series`) -> a Figure, or
-    None. starts: {name: step} of what begins where on the axis of steps."""
-    panels = [(title, {name: found[name] for name in found if re.fullmatch(pattern, name)}, how)
-              for title, pattern, how in PANELS if titles is None or title in titles]
-    panels = [panel for panel in panels if panel[1]]
+    None. starts: {name: step} of what begins where on the axis of steps; control: as of `trend`."""
+    panels = [(title, unit, {name: found[name] for name in found if re.fullmatch(pattern, name)}, how)
+              for title, unit, pattern, how in PANELS if titles is None or title in titles]
+    panels = [panel for panel in panels if panel[2]]
     if not panels:
         return None
     rows, last = -(-len(panels) // 3), max(steps.max() for steps, _ in found.values())
     height = 2.4 * rows + 0.75                                                # axes of 1.5 inches, 0.9 between them
     fig = Figure(figsize=(9, height))
     axes = fig.subplots(rows, 3, squeeze=False, gridspec_kw={
-        'left': 0.06, 'right': 0.985, 'top': 1 - 0.8 / height, 'bottom': 0.85 / height, 'wspace': 0.2, 'hspace': 0.6})
+        'left': 0.07, 'right': 0.985, 'top': 1 - 0.8 / height, 'bottom': 0.85 / height, 'wspace': 0.28, 'hspace': 0.6})
     for ax in axes.flat[len(panels):]:
         ax.remove()
-    for i, (ax, (title, curves, how)) in enumerate(zip(axes.flat, panels)):
-        trend(ax, title, curves, **how)
+    for i, (ax, (title, unit, curves, how)) in enumerate(zip(axes.flat, panels)):
+        trend(ax, title, curves, control, **how)
+        ax.set_ylabel(unit, fontsize=7, color=GREY, labelpad=2)
         for name, step in starts.items():
             ax.axvline(step, color=FAINT, lw=0.6, zorder=0)
             ax.annotate(name, (step, 1), (2, -2), xycoords=('data', 'axes fraction'), textcoords='offset points',
@@ -572,25 +587,28 @@ def small_multiples(found, titles=None, starts={}):
         ax.set_xlabel('step' if i + 3 >= len(panels) else '')
         ax.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10), integer=True))
         ax.xaxis.set_major_formatter(EngFormatter(sep=''))                    # 2000 is 2k
-    drawn = [values for _, curves, _ in panels for _, values in curves.values()]
+    drawn = [values for _, _, curves, _ in panels for _, values in curves.values()]
     channels = max((values.shape[1] for values in drawn if values.ndim == 2), default=0)
     handles = [Line2D([], [], color=channel_colour(c), label=f'channel {c}') for c in range(channels)]
     handles += [Line2D([], [], color=INK, lw=0.8, ls=GATE, label='gate'), Patch(color=SHADE, label='band of the gate')]
+    handles += [Line2D([], [], color=INK, lw=0.9, ls=':', label='the same without the prior')] if control else []
     fig.legend(handles=handles, loc='lower center', ncols=10, columnspacing=1.2, handletextpad=0.5)
     return fig
 
 
 def trends(folder):
-    """Draw metrics.jsonl as small multiples, plots/trends_<last step>.png; a metric without a panel is left out."""
-    found = series(read_lines(Path(folder) / 'metrics.jsonl'))
-    fig = small_multiples(found)
+    """Draw metrics.jsonl as small multiples, plots/trends_<last step>.png, beside the control of a run that has one; a
+    metric without a panel is left out."""
+    found, about = series(read_lines(Path(folder) / 'metrics.jsonl')), Path(folder) / 'run.json'
+    control = about.is_file() and read_json(about, ('config',))['config'].get('control')
+    fig = small_multiples(found, control=series(read_lines(Path(control) / 'metrics.jsonl')) if control else {})
     last = max((steps.max() for steps, _ in found.values()), default=0)
     return fig and save(fig, Path(folder) / 'plots' / f'trends_{last:06d}.png')
 
 
 def ablations(folder, names, targets, drops, sides):
-    """ablations.png: drops (ablations, targets) in standard deviations of the baseline as a heat map whose colour ends at
-    5, and a dot where `sides` is not 0: the seeds do not overlap."""
+    """ablations.png: drops (ablations, targets) in standard deviations of the baseline as a heat map whose colour ends
+    at 5, and a dot where `sides` is not 0: the seeds do not overlap."""
     fig, axes = figure(9, 1.6 + 0.28 * len(names))
     ax = axes[0, 0]
     image = ax.imshow(drops, cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
@@ -601,6 +619,26 @@ def ablations(folder, names, targets, drops, sides):
     ax.set_title('What each piece is for')
     fig.colorbar(image, label='worse by (sd of the baseline)', extend='both')
     return save(fig, Path(folder) / 'ablations.png')
+
+
+def canvases(folder):
+    """canvases.json of bench.py against the batch, canvases.png: rates, the best of each marked, and memory."""
+    rows = read_json(Path(folder) / 'canvases.json')
+    fig, axes = figure(9, 2.9, 1, 3, sharex=True)
+    panels = (('forward', 'Forward', 'sentences a second'), ('backward', 'Forward, priors and backward',
+              'sentences a second'), ('gigabytes', 'Peak memory', 'GiB'))
+    for ax, (kind, title, unit) in zip(axes[0], panels):
+        for (size, channels), colour in zip(sorted({(row['size'], row['channels']) for row in rows}), SERIES):
+            curve = np.array([(row['batch'], row[kind]) for row in rows if row['size'] == size]).T
+            ax.plot(*curve, 'o-', ms=4, color=colour, label=f'{size}×{size}×{channels}')
+            if kind != 'gigabytes':
+                ax.plot(*curve[:, [curve[1].argmax()]], 'o', ms=9, mfc='none', color=colour)
+        ax.set_xscale('log', base=2)
+        ax.set_xticks(sorted({row['batch'] for row in rows}), sorted({row['batch'] for row in rows}))
+        ax.set_ylim(bottom=0)
+        ax.set(title=title, ylabel=unit, xlabel='batch (sentences)')
+    axes[0, 0].legend(title='canvas; circle: its best batch')
+    return save(fig, Path(folder) / 'canvases.png')
 
 
 def samples_table(folder, count=12):
@@ -671,7 +709,8 @@ def gates_text(folders):
 
 def drawable(folder):
     """Whether a run folder holds anything to draw."""
-    return bool(stored(folder)) or any((Path(folder) / name).is_file() for name in ('metrics.jsonl', 'samples.jsonl'))
+    return bool(stored(folder)) or any((Path(folder) / name).is_file()
+                                       for name in ('metrics.jsonl', 'samples.jsonl', 'canvases.json'))
 
 
 def is_control(folder):
@@ -686,12 +725,14 @@ def redraw(folder):
     if not drawable(folder):
         p7 = (Path(folder) / 'ablations.md').is_file()
         runtime.fail(f'{folder} holds nothing to draw; ' + (
-            f'p7_ablate.py draws its table again from the runs in it: python p7_ablate.py --out_dir={folder}' if p7 else
+            f'its table is drawn again by: python p7_ablate.py --draw_only=true --out_dir={folder}' if p7 else
             f'a phase makes it: python p1_canvas.py --out_dir={folder}'))
     if stored(folder):
         draw(stored(folder)[-1])
     trends(folder)
     samples_table(folder)
+    if (Path(folder) / 'canvases.json').is_file():
+        canvases(folder)
 
 
 def main():

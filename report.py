@@ -2,7 +2,7 @@
 
 Everything comes from the run folders; the figures are inside the file, so it can be sent or put on a server as it is.
 
-Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png      Writes: out/report.html
+Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png, out/p7/ablations.png      Writes: out/report.html
     python plot.py --html=true
 """
 import base64
@@ -20,14 +20,15 @@ import plot
 DASHBOARDS = (
     ('Latent health', 'Is the canvas a picture? Slopes in the band, TV flat, gradients with heavy tails, channels '
      'apart, and a picture that depends on the sentence.',
-     ('Spectral slope α', 'Spectral slope α, Hann window', 'Total variation (per pixel)', 'Gradient kurtosis',
-      'Variance due to the sentence', 'Channel correlation', 'Lattice energy'),
+     ('Spectral slope α', 'Spectral slope α, Hann window', 'Total variation', 'Standard deviation of the channels',
+      'Gradient kurtosis', 'Variance due to the sentence', 'Channel correlation', 'Lattice energy'),
      ('slopes', 'gradients', 'spectra', 'correlation')),
     ('Semantics', 'Do paraphrases lie together, and does a sentence that says one thing differently lie apart?',
      ('Retrieval of paraphrases', 'Cosine gap to counterfactuals', 'Counterfactuals beaten', 'Cosine after jitter',
       'Distance of paraphrases'), ('tsne', 'shift')),
     ('Decoder', 'Is the sentence read back, and said in other words, or copied?',
-     ('Content tokens read right', 'Graph F1', 'Overlap with the input', 'Round-trip cosine'),
+     ('Content tokens read right', 'Cross-entropy by type of token', 'CE rise when the canvas is shuffled', 'Graph F1',
+      'Overlap with the input', 'Round-trip cosine'),
      ('token_types', 'controls')),
     ('Qualitative', 'Smooth blobs and edges, no dots and no checkerboard; words that look at few places.', (),
      ('montage', 'attention', 'drawn')))
@@ -181,6 +182,9 @@ def write(folders):
     sections['Learning curves'] = ''.join(f'<details open><summary>{name}: every term and metric by step</summary>'
                                           f'{image(found_at[1].read_bytes(), name)}</details>\n'
                                           for name, found_at in curves if found_at)
+    for path in (folder / 'ablations.png' for folder in folders):
+        if path.is_file():
+            sections['Ablations'] = image(path.read_bytes(), 'what gets worse without each piece; a dot: in every seed')
     sections['Provenance'] = provenance(folders)
     anchors = {heading: heading.lower().replace(' ', '-') for heading in sections}
     links = ' '.join(f'<a href="#{anchor}">{heading}</a>' for heading, anchor in anchors.items())

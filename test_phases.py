@@ -261,6 +261,35 @@ def test_report_of_the_chain(chain, monkeypatch, capsys):
     assert shown <= {title for title, *_ in plot.PANELS}
 
 
+def test_trends_keep_the_colour_of_a_term_and_show_the_control(tmp_path, monkeypatch):
+    """The same term in the loss and among the priors, and another run of it, whatever else a panel holds."""
+    figures = []
+    monkeypatch.setattr(plot, 'save', lambda fig, path: figures.append(fig))
+    for name, more in (('p6', 0.0), ('control', 1.0)):
+        (tmp_path / name).mkdir()
+        rows = [{'step': step, 'train/wavelet': 2.0 + more, 'train/tv': 1.0 + more, 'val/prior_tv': 3.0 + more,
+                 'val/prior_var': 1.0 + more} for step in (0, 10)]
+        (tmp_path / name / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (tmp_path / 'p6/run.json').write_text(json.dumps({'config': {'control': str(tmp_path / 'control')}}))
+    plot.trends(tmp_path / 'p6')
+    loss, priors = figures[0].axes
+    assert {ax.get_ylabel() for ax in (loss, priors)} == {'as each is defined'}
+    colour = {(ax, line.get_label()): line.get_color() for ax in (loss, priors) for line in ax.lines}
+    assert colour[loss, 'tv'] == colour[priors, 'tv'] != colour[priors, 'var'] != colour[loss, 'wavelet']
+    for ax in loss, priors:
+        dotted = {line.get_color(): line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ':'}
+        solid = {line.get_color(): line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == '-'}
+        assert len(solid) == 2 and dotted == {colour: value + 1 for colour, value in solid.items()}
+
+
+def test_bench_canvases_are_drawn_again_from_their_file(tmp_path, capsys):
+    rows = [{'size': size, 'channels': 6, 'batch': batch, 'forward': 10 / batch, 'backward': 5 / size,
+             'gigabytes': batch / 8} for size in (32, 48) for batch in (2, 8)]
+    (tmp_path / 'canvases.json').write_text(json.dumps(rows))
+    run([str(ROOT / 'plot.py'), f'--run={tmp_path}'])
+    assert (tmp_path / 'canvases.png').read_bytes()[:4] == b'\x89PNG' and 'drew' in capsys.readouterr().out
+
+
 def test_report_shows_the_prior_and_not_its_control_and_the_gate_of_p7(chain, tmp_path):
     folder = tmp_path / 'out'
     shutil.copytree(chain.folder / 'out', folder)
@@ -271,9 +300,11 @@ def test_report_shows_the_prior_and_not_its_control_and_the_gate_of_p7(chain, tm
     (folder / 'p7').mkdir()
     (folder / 'p7/gate.json').write_text(json.dumps({'phase': 'p7', 'pass': False, 'criteria': [
         {'name': 'dropping tv shows', 'target': '>= 1', 'measured': 0, 'pass': False}]}))
+    shutil.copy(folder / 'p1/plots/slopes_000002.png', folder / 'p7/ablations.png')
     run([str(ROOT / 'plot.py'), f'--out={folder}', '--html=true'])
     text = (folder / 'report.html').read_text(encoding='utf-8')
     assert 'P6_CONTROL' not in text and 'P6: ' in text and 'dropping tv shows' in text
+    assert '<h2 id="ablations">' in text and 'what gets worse without each piece' in text
 
 
 def test_report_refuses_in_one_line(tmp_path, monkeypatch, capsys):
