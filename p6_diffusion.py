@@ -41,7 +41,7 @@ unet_batch = 128          # canvases a step, all ranks together
 unet_learning_rate = 5e-4
 min_snr = 5.0             # gamma of the min-SNR weights (Hang et al. 2023); 0: every t weighs the same
 buffer_size = 8192        # canvases in the replay buffer
-refresh = 32              # new canvases a step (all ranks) that replace the oldest in the buffer
+refresh = 32              # new canvases a joint step (all ranks) that replace the oldest in the buffer
 # the encoder under it
 lambda_prior = 0.1        # the plan's xi: |V - DDIM_step(V_t)|^2 a pixel, V at unit variance; 0 is the control
 t_low = 0.05              # t of V_t is uniform between these; 0 is no noise, 1 nothing but noise
@@ -220,17 +220,19 @@ def gate(metrics, before, other, ways, evaluations, checked):
                    for name, *rest in p5_roundtrip.gate(ways, metrics, evaluations, checked)]
 
 
-ITS_OWN = ('out_dir', 'control', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile', 'lambda_prior', 't_low',
+ITS_OWN = ('out_dir', 'init_from', 'control', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile', 'lambda_prior', 't_low',
            't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'sample_steps', 'eta', 'drawn')    # no control's
 
 
-def load_control(folder):
-    """The metrics of the control: a run of the same settings without the prior that has ended. SystemExit(2), after one
-    line, if it is none."""
+def load_control(folder, previous):
+    """The metrics of the control: a run of the same settings without the prior, from the same checkpoint of P5, that
+    has ended. SystemExit(2), after one line, if it is none."""
     checkpoint = runtime.load_checkpoint(f'{folder}/ckpt.pt', 'p6',
                                          f'python p6_diffusion.py --lambda_prior=0 --out_dir={folder}')
     theirs = checkpoint['config']
     differs = [key for key in config if key not in ITS_OWN and config[key] != theirs.get(key)]
+    if repr(checkpoint['history'][-1]['metrics']) != repr(previous['metrics']):       # nan is not nan
+        differs.append('what it began with')
     if theirs['lambda_prior'] or differs or checkpoint['step'] != theirs['max_steps']:
         runtime.fail(f'--control={folder} is no control of this run: it must have ended, with --lambda_prior=0 and '
                      f'otherwise the same settings; {", ".join(differs) or "lambda_prior or the last step"} differs')
@@ -253,9 +255,8 @@ def check(world):
 def main():
     run = runtime.start('p6', config)
     check(run.world)
-    other = load_control(control) if control else None
     previous = runtime.inherit(run, init_from, 'p5', 'python p5_roundtrip.py')
-    before = previous['metrics']
+    before, other = previous['metrics'], load_control(control, previous) if control else None
     if 'mine_pairs' not in previous['config'] or previous['step'] != previous['config']['max_steps']:
         runtime.fail(f'{init_from} is of a run that has not ended, or older than this script: python p5_roundtrip.py')
     knobs = previous['config'] | {'batch_size': batch_size}            # all losses go on as in P5
@@ -408,6 +409,10 @@ def main():
                 f"lattice {m['lattice']:.2f}")
     for text in texts['drawn'][:8]:
         run.say(f'  drawn: {text}')
+    run.say('\ntest scenes             before  with the prior' + '  without' * bool(other))
+    for name in ('prior_spectrum', 'prior_tv', 'prior', 'paraphrase_distance', 'r1', 'r5', 'r1_hard',
+                 *(name for name in metrics if name.startswith('gap_'))):
+        run.say(f'{name:20s}{before[name]:10.3f}{metrics[name]:16.3f}' + (f'{other[name]:9.3f}' if other else ''))
     runtime.write_gate(run, gate(metrics, before, other, ways, evaluations, checked))
 
 

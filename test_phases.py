@@ -582,11 +582,17 @@ def test_a_control_of_p6(here, capsys):
     run(tiny('p6', 'p6/with', '--control=p6/control', '--t_high=0.8'))       # the control has no t
     names = [row['name'] for row in json.loads(Path('p6/with/gate.json').read_text())['criteria']]
     assert 'paraphrase distance falls by, against the control +' in names
-    capsys.readouterr()
+    table = capsys.readouterr().out.partition('test scenes')[2]
+    assert all(f'\n{name} ' in table for name in ('paraphrase_distance', 'r1_hard', 'gap_argument swap'))
+    start['metrics']['r1'] += 0.5
+    torch.save(start, 'p6/other.pt')
+    shutil.copy('out/p5/ckpt.pt', 'p6/same.pt')
     for words, hint in ((['--control=nowhere'], '--lambda_prior=0 --out_dir=nowhere'),
                         (['--control=p6/with'], 'is no control'),
                         (['--control=p6/control', '--seed=5'], 'seed differs'),
                         (['--control=p6/control', '--encoder_scale=1'], 'encoder_scale differs'),
+                        (['--control=p6/control', '--init_from=p6/other.pt'], 'what it began with differs'),
+                        (['--control=p6/control', '--init_from=p6/same.pt', '--seed=5'], 'settings; seed differs'),
                         (['--t_low=0.5'], 't_low=0.5'), (['--unet_steps=2'], 'no encoder moves'),
                         (['--buffer_size=2'], 'buffer_size=2'), (['--unet_dim=12'], 'multiple of 8')):
         with pytest.raises(SystemExit) as stop:
