@@ -116,7 +116,10 @@ def print_help(doc, config, comments):
     width = max(map(len, flags.values()), default=0)
     if os.environ.get('RANK', '0') == '0':
         lines = [f'  {flags[key]:{width}}  {comments[key]}'.rstrip() for key in config]
-        print(doc.strip() + '\n', *lines, sep='\n')
+        try:
+            print(doc.strip() + '\n', *lines, sep='\n', flush=True)
+        except BrokenPipeError:                                        # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---- device, ranks, run folder --------------------------------------------------------------------------------------

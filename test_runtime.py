@@ -251,6 +251,14 @@ def test_help_lists_keys_with_default_and_comment(script, capsys):
     assert not any('--inner' in line or '--pi' in line or '--table' in line for line in lines)
 
 
+def test_help_into_a_pipe_that_closes(tmp_path):
+    (tmp_path / 'p9_toy.py').write_text(TOY)
+    process = python('p9_toy.py', '--help', cwd=tmp_path)
+    process.stdout.close()                                 # long before the program has begun to print
+    assert process.stderr.read() == '' and process.wait() == 0
+    process.stderr.close()
+
+
 def test_command_line_stops_with_status_2(tmp_path):
     (tmp_path / 'p9_toy.py').write_text(TOY)
     code, out, err = finish(python('p9_toy.py', '--batch_sise=4', cwd=tmp_path))
