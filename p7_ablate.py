@@ -83,7 +83,7 @@ PRESETS = {
         'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2',
         'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
               '--max_steps=2'}}
-MINUTES = {'cpu': {'p1': 4, 'p2': 17, 'p3': 3, 'p4': 3, 'p5': 4, 'p6': 6}, 'gpu': {}, 'smoke': {}}    # of one job
+MINUTES = {'cpu': {'p1': 2.5, 'p2': 9.5, 'p3': 2, 'p4': 2.5, 'p5': 3.5, 'p6': 6}, 'gpu': {}, 'smoke': {}}    # of one of two jobs
 SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
            'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
 
