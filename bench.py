@@ -4,8 +4,10 @@ machine's own matrix-product rate, where the time goes, memory.
 A phase runs as its script, from a checkpoint that the phase before has just written; only the loop's clock is ours
 (`clock` stands in for Run.steps). A step's operations are counted by PyTorch's FlopCounterMode: 2 m n k for each matrix
 product (m, k) x (k, n) that forward and backward really do, 2 x kernel x in x out x positions for each convolution;
-all else (softmax, norms, FFTs, the optimizer) counts as none, so the fraction is what the products alone account for.
+all else (softmax, norms, FFTs, the optimizer) counts as none, so "of peak" is what the products alone account for.
 The peak is the median rate of 8192-cubed products (2048 on a CPU) in the phase's dtype, taken between the steps.
+"products" is the share of the profiled time that products and convolutions take: "of peak" if the peak were their own
+rate, at the shapes that the model really has.
 
 Writes: out_dir/steps_<size>.json or <what>.json, canvases.png; prints a table
     python bench.py                        # steps at the sizes of runs/cpu.sh
@@ -226,7 +228,7 @@ def words_of(phase, on_a_gpu):
 def bench_steps(on_a_gpu):
     """One row a phase: eager, and on CUDA compiled beside it."""
     rows, folder = {}, Path(out_dir).resolve() / f'steps_{size}'
-    print(f"{'':12s}{'ms':>8s}{'lowest':>8s}{'highest':>8s}{'sent./s':>9s}{'GFLOP':>8s}{'of peak':>8s}{'priors':>8s}"
+    print(f"{'':12s}{'ms':>8s}{'lowest':>8s}{'highest':>8s}{'sent./s':>9s}{'GFLOP':>8s}{'of peak':>8s}{'products':>9s}{'priors':>8s}"
           f"{'data':>7s}{'GiB':>6s}   where the time goes")
     for phase in phases.split(','):
         words = words_of(phase, on_a_gpu)
@@ -247,10 +249,11 @@ def print_step(name, row):
         print(f'{name:12s}{row}', flush=True)
         return
     second = median(row['seconds'])
+    products = sum(row['where'][kind] for kind in ('attention', 'convolutions', 'matrix products'))
     places = sorted(((share, kind) for kind, share in row['where'].items() if share >= 0.03), reverse=True)
     print(f"{name:12s}{1e3 * second:8.0f}{1e3 * min(row['seconds']):8.0f}{1e3 * max(row['seconds']):8.0f}"
           f"{row['sentences'] / second:9.0f}{row['operations'] / 1e9:8.0f}"
-          f"{row['operations'] / second / median(row['peak']):8.0%}{row['priors'] / second:8.1%}"
+          f"{row['operations'] / second / median(row['peak']):8.0%}{products:9.0%}{row['priors'] / second:8.1%}"
           f"{median(row['data']) / second:7.1%}{row['gigabytes']:6.1f}   "
           + ', '.join(f'{kind} {share:.0%}' for share, kind in places), flush=True)
 
