@@ -3,11 +3,12 @@
 An ablation is a set of overrides of the phase scripts, so each is run as an ordinary command line. It branches off the
 baseline of its seed at the first phase that it changes; a finished run is never repeated, an unfinished one goes on.
 The table says for every target metric how far it drops, in standard deviations of the baseline, and whether the worst
-seed of the one is still better than the best seed of the other. A piece whose removal changes nothing is its most
-useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum, in a table of its own.
+seed of the one is still better than the best seed of the other. A piece whose removal shows nowhere is its most useful
+line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum, in a table of its own.
 
-Cost: on 2 CPU cores three seeds of the plan's pieces take one night, `--only='copy suppression,round trip'` twenty
-minutes after the baseline; stop it any time (Ctrl-C) and start the same command again.
+Cost: on 2 CPU cores three seeds of the plan's pieces take one night (seven hours), one seed of two pieces that only P5
+has (`--seeds=1 --only='copy suppression,round trip'`) twenty minutes; stop it any time (Ctrl-C) and start the same
+command again.
 
 Reads:  nothing (it runs P1 to P5, for slopes also P6)
 Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablations.png, slopes.md, gate.json
@@ -50,8 +51,8 @@ device = 'auto'
 config = runtime.configure(globals())
 
 HERE = Path(__file__).parent
-# The sizes of runs/cpu.sh with about half its steps, evaluated at their ends, all families of counterfactuals constructed,
-# and P4 without its controls.
+# The sizes of runs/cpu.sh, evaluated at their ends, all families of counterfactuals constructed. P2 is as long as there:
+# in half the steps the table shows little but when its stages end. The others are half as long, P4 without its controls.
 PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
 PRESETS = {
     'cpu': {
@@ -60,7 +61,7 @@ PRESETS = {
               f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
               '--max_steps=500 --eval_every=500',
         'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
-              '--temperature=0.1 --mine_every=250 --leave_out= --max_steps=1000 --eval_every=1000',
+              '--temperature=0.1 --mine_every=250 --leave_out= --max_steps=2000 --eval_every=2000',
         'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
               '--temperature=0.1 --leave_out= --lambda_lattice=0.2 --max_steps=150 --eval_every=150',
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
@@ -70,8 +71,8 @@ PRESETS = {
         'p6': '--unet_dim=32 --unet_steps=399 --unet_batch=32 --buffer_size=2048 --refresh=16 '
               '--unet_learning_rate=1e-3 --batch_size=16 --prior_rows=16 --drawn=64 --sample_steps=30 '
               '--max_steps=400 --eval_every=400'},
-    'gpu': {'p1': '--max_steps=4000', 'p2': '--max_steps=4000', 'p3': '--max_steps=1000',
-            'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000',
+    'gpu': {'p1': '--max_steps=4000', 'p2': '--max_steps=4000 --leave_out=', 'p3': '--max_steps=1000 --leave_out=',
+            'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000 --leave_out=',
             'p6': '--unet_steps=2999 --max_steps=3000'},
     'smoke': {
         'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
@@ -83,61 +84,65 @@ PRESETS = {
         'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2',
         'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
               '--max_steps=2'}}
-MINUTES = {'cpu': {'p1': 2.5, 'p2': 9.5, 'p3': 2, 'p4': 2.5, 'p5': 3.5, 'p6': 6}, 'gpu': {}, 'smoke': {}}    # of one of two jobs
+MINUTES = {'p1': 2, 'p2': 13.5, 'p3': 2, 'p4': 2.5, 'p5': 3, 'p6': 6}     # of preset cpu, beside one other run
 SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
            'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
 
 
-def ablation(words, phases):
-    """{phase: words} for a piece that is switched off in several phases at once."""
-    return {phase: words for phase in phases.split()}
+CONTRAST, PRIOR, LATER = ('p2', 'p3', 'p5'), ('p1', 'p2', 'p3', 'p5'), ('p3', 'p5')
 
 
-CONTRAST, PRIOR = 'p2 p3 p5', 'p1 p2 p3 p5'
+def ablation(phases, words, **more):
+    """{phase: words} of a piece that is switched off in several phases, with what one of them needs besides."""
+    return {phase: f'{words} {more.get(phase, "")}' for phase in phases}
+
+
 ABLATIONS = {
     'baseline': {},
-    'spectrum': ablation('--lambda_spectrum=0', PRIOR),
-    'tv': ablation('--lambda_tv=0', PRIOR),
-    'wavelet': ablation('--lambda_wavelet=0', PRIOR),
-    'gradkurt': ablation('--lambda_gradkurt=0', PRIOR),
-    'cov': ablation('--lambda_cov=0', PRIOR),
-    'var': ablation('--lambda_var=0', PRIOR),
-    'InfoNCE': ablation('--lambda_nce=0 --mine_pairs=false', 'p3 p5') | {     # an untrained z finds no pairs
+    **{name: ablation(PRIOR, f'--lambda_{name}=0') for name in ('spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var')},
+    # nothing ends a stage without a contrast, and an untrained z finds no pairs
+    'InfoNCE': ablation(LATER, '--lambda_nce=0 --mine_pairs=false') | {
         'p2': '--lambda_nce=0 --staged=false --mine_every=0'},
     'round trip': {'p5': '--lambda_cycle=0'},
     'copy suppression': {'p5': '--lambda_copy=0'},
-    'jitter': ablation('--lambda_inv=0 --jitter_prob=0', 'p3 p5'),
-    'counterfactual negatives': ablation('--negatives=0', CONTRAST) | {'p2': '--negatives=0 --staged=false'},
-    'masking of false negatives': ablation('--mask_false_negatives=false', CONTRAST),
+    'jitter': ablation(LATER, '--lambda_inv=0 --jitter_prob=0'),
+    # nor without counterfactuals: compare with 'stages'
+    'counterfactual negatives': ablation(CONTRAST, '--negatives=0', p2='--staged=false'),
+    'masking of false negatives': ablation(CONTRAST, '--mask_false_negatives=false'),
     'pyramid readout': {'p2': '--pyramid=false'},
     # what is ours and not the plan's
-    'all hard negatives (ours)': ablation('--negatives=0 --mine_pairs=false', 'p3 p5') | {
-        'p2': '--negatives=0 --staged=false --mine_every=0'},
-    'reading (ours)': ablation('--lambda_rec=0', 'p1 p2 p3'),
-    'common (ours)': ablation('--lambda_common=0', PRIOR),
-    'lattice (ours)': ablation('--lambda_lattice=0', PRIOR),
     'stages (ours)': {'p2': '--staged=false'},
-    'mined pairs (ours)': {'p2': '--mine_every=0'} | ablation('--mine_pairs=false', 'p3 p5'),
-    'anchors (ours)': ablation('--anchors=false', CONTRAST),
-    'paraphrase training (ours)': ablation('--paraphrase_share=0', 'p4 p5')}
+    'all hard negatives (ours)': ablation(LATER, '--negatives=0 --mine_pairs=false') | {
+        'p2': '--negatives=0 --staged=false --mine_every=0'},
+    'reading (ours)': ablation(('p1', 'p2', 'p3'), '--lambda_rec=0'),
+    'common (ours)': ablation(PRIOR, '--lambda_common=0'),
+    'lattice (ours)': ablation(PRIOR, '--lambda_lattice=0'),
+    'mined pairs (ours)': {'p2': '--mine_every=0'} | ablation(LATER, '--mine_pairs=false'),
+    'anchors (ours)': ablation(CONTRAST, '--anchors=false'),
+    'paraphrase training (ours)': ablation(('p4', 'p5'), '--paraphrase_share=0')}
 SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # the baseline's is 2
-ABLATIONS |= {name: ablation(f'--alpha={alpha}', PRIOR) for name, alpha in SLOPES.items()}
+PLAN = [name for name in ABLATIONS if name != 'baseline' and '(ours)' not in name]
+ABLATIONS |= {name: ablation(PRIOR, f'--alpha={alpha}') for name, alpha in SLOPES.items()}
 GROUPS = {'all': list(ABLATIONS), 'ours': [name for name in ABLATIONS if '(ours)' in name], 'slopes': list(SLOPES),
-          'plan': [name for name in ABLATIONS if '(ours)' not in name and name not in SLOPES]}
+          'plan': [*PLAN, 'stages (ours)']}
 
 # Target metrics: label, how to read it from the metrics of a P5 checkpoint; +1: more is better, -1: less is, 0: shown
-# only. A canvas of less contrast has less total variation, so that is read at unit variance.
+# only; a difference that is too small to matter. A canvas of less contrast has less total variation, so that is read at
+# unit variance.
 TARGETS = (
-    ('R@1', lambda m: m['r1'], 1), ('R@5', lambda m: m['r5'], 1),
-    ('R@1 with own counterfactuals', lambda m: m['r1_hard'], 1),
-    ('worst-family gap', lambda m: min(v for k, v in m.items() if k.startswith('gap_')), 1),
-    ('Graph F1', lambda m: m['graph_f1'], 1), ('Graph F1, one sample', lambda m: m['graph_f1_one'], 1),
-    ('ROUGE-L', lambda m: m['rouge_l'], -1), ('round-trip cosine', lambda m: m['cosine'], 1),
-    ('content accuracy', lambda m: m['content_accuracy'], 1), ('cosine at 2 px', lambda m: m['jitter_cosine'], 1),
-    ('slope', lambda m: np.mean(m['alpha']), 0),
-    ('|slope - 2|', lambda m: np.mean([abs(a - 2) for a in m['alpha']]), -1), ('TV', lambda m: m['tv_normalised'], -1),
-    ('kurtosis', lambda m: min(m['kurtosis']), 0), ('kurtosis below 6', lambda m: max(0, 6 - min(m['kurtosis'])), -1),
-    ('correlation', lambda m: m['max_correlation'], -1), ('share of the sentence', lambda m: m['share_total'], 1))
+    ('R@1', lambda m: m['r1'], 1, 0.002), ('R@5', lambda m: m['r5'], 1, 0.002),
+    ('R@1 with own counterfactuals', lambda m: m['r1_hard'], 1, 0.002),
+    ('worst-family gap', lambda m: min(v for k, v in m.items() if k.startswith('gap_')), 1, 0.005),
+    ('Graph F1', lambda m: m['graph_f1'], 1, 0.005), ('Graph F1, one sample', lambda m: m['graph_f1_one'], 1, 0.005),
+    ('ROUGE-L', lambda m: m['rouge_l'], -1, 0.005), ('round-trip cosine', lambda m: m['cosine'], 1, 0.005),
+    ('content accuracy', lambda m: m['content_accuracy'], 1, 0.002),
+    ('cosine at 2 px', lambda m: m['jitter_cosine'], 1, 0.005), ('slope', lambda m: np.mean(m['alpha']), 0, 0.02),
+    ('|slope - 2|', lambda m: np.mean([abs(a - 2) for a in m['alpha']]), -1, 0.02),
+    ('TV', lambda m: m['tv_normalised'], -1, 0.02), ('wavelet prior', lambda m: m['prior_wavelet'], -1, 0.02),
+    ('kurtosis', lambda m: min(m['kurtosis']), 0, 0.1),
+    ('kurtosis below 6', lambda m: max(0, 6 - min(m['kurtosis'])), -1, 0.1),
+    ('correlation', lambda m: m['max_correlation'], -1, 0.02), ('lattice', lambda m: m['lattice'], -1, 0.05),
+    ('share of the sentence', lambda m: m['share_total'], 1, 0.005))
 
 
 class Run(NamedTuple):
@@ -155,12 +160,12 @@ def home(name, seed):
     return Path(out_dir, preset, re.sub(r'\W+', '_', name).strip('_'), f'seed{seed}')
 
 
-def runs(names, how_many=None):
-    """All runs of these ablations, baselines first, of the seeds asked for or of so many. What comes before the first
+def runs(names, of_seeds=None):
+    """All runs of these ablations, baselines first, of the seeds asked for or of these. What comes before the first
     phase that an ablation changes is the baseline's and stands there only."""
     found, prior = [], not SLOPES.keys().isdisjoint(names)      # slopes are also judged by P6's U-Net
     for name in ['baseline', *(n for n in names if n != 'baseline')]:
-        for seed in range(seeds if how_many is None else how_many):
+        for seed in range(seeds) if of_seeds is None else of_seeds:
             before, own = None, name == 'baseline'
             for phase, script in SCRIPTS.items():
                 if phase == 'p6' and not (prior and name in ('baseline', *SLOPES)):
@@ -223,7 +228,7 @@ def to_do(chain):
     found, inner, wanted, hopeless = [], {run.before for run in chain}, set(), set()
     for run in chain:
         if not own_settings(run):
-            runtime.fail(f'{run.folder} holds a run of other settings; move it away or use another --out_dir')
+            runtime.fail(f'{run.folder} holds a run of other settings; use another --out_dir')
         if diverged(run) or run.before in hopeless:
             hopeless.add(run.folder / 'ckpt.pt')
     for run in reversed(chain):
@@ -235,22 +240,14 @@ def to_do(chain):
     return found[::-1]
 
 
-def expected_hours(queue, slots):
-    """How long a queue takes, `slots` runs at a time: all of it, or its longest chain; nan where nothing is known."""
-    ends, minutes = {}, MINUTES[preset]
-    for run in queue:
-        ends[run.folder] = minutes.get(run.phase, math.nan) + ends.get(run.before and run.before.parent, 0)
-    return max([sum(minutes.get(run.phase, math.nan) for run in queue) / slots, *ends.values()]) / 60
-
-
-def start(run, slot, threads, gpus):
-    """The process of a run; what it prints goes to run.log in its folder."""
+def start(run, slot, threads, gpus, lock):
+    """The process of a run, which holds on to the lock; what it prints goes to run.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {'OMP_NUM_THREADS': str(threads)}
     if gpus:
         environment['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
     with open(run.folder / 'run.log', 'a', encoding='utf-8') as log:
-        return subprocess.Popen(run.command, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(run.command, stdout=log, stderr=log, env=environment, pass_fds=[lock.fileno()])
 
 
 def visible_gpus():
@@ -264,7 +261,7 @@ def parallel():
     return jobs or len(visible_gpus()) or 2
 
 
-def work(queue):
+def work(queue, lock):
     """Run all of queue, `jobs` at a time, each once the run that it starts from has ended -> the runs that failed, and
     those that wait for them in vain: a diverging ablation is a finding and stops nobody else. Ctrl-C and SIGTERM stop
     the processes, which save, and raise KeyboardInterrupt."""
@@ -280,7 +277,8 @@ def work(queue):
                 if able:
                     waiting.remove(ready := able[0])
                     alone = len(able) == 1 and not running        # what nothing can run beside takes all cores
-                    running[slot] = ready, start(ready, slot, max(1, cores // (1 if alone else len(slots))), gpus)
+                    running[slot] = ready, start(
+                        ready, slot, max(1, cores // (1 if alone else len(slots))), gpus, lock)
                     print(f'{time.strftime("%H:%M")} {ready.name}, seed {ready.seed}, {ready.phase} begins; '
                           f'{len(waiting)} of {total} runs wait', flush=True)
             for slot, (run, process) in list(running.items()):
@@ -292,11 +290,12 @@ def work(queue):
                             words, log = 'DIVERGED', run.folder / 'run.log'
                             runtime.write_text(run.folder / 'diverged.txt', log.read_text().splitlines()[-1] + '\n')
                         print(f'{run.name}, seed {run.seed}, {run.phase} {words}; see {run.folder}/run.log', flush=True)
-                        lost = {run.folder}                                  # and all that start from it, one by one
-                        while more := {r.folder for r in waiting if r.before and r.before.parent in lost} - lost:
-                            lost |= more
-                        failed += [run, *(r for r in waiting if r.folder in lost)]
-                        waiting = [r for r in waiting if r.folder not in lost]
+                        lost = [run]                         # and all that start from it, which come in order
+                        for other in waiting:
+                            if other.before and other.before.parent in {r.folder for r in lost}:
+                                lost.append(other)
+                        failed += lost
+                        waiting = [other for other in waiting if other not in lost]
             time.sleep(0.2)
     finally:
         for _, process in running.values():
@@ -326,78 +325,98 @@ def values_of(metrics, columns):
     return values
 
 
+def seeds_there():
+    """The seeds of which anything has been run."""
+    return sorted({int(path.name[4:]) for path in Path(out_dir, preset).glob('*/seed*')})
+
+
 def collect():
     """({ablation: (seeds, targets) array}, sources) of all runs that are there, whatever was asked for; nan for a chain
-    that diverged. sources: {(commit, hardware)} of them. What has other settings is named and left out."""
-    found, sources = {}, set()
+    that diverged. sources: {(commit, hardware)} of them. Left out, and named: what has other settings, and seeds whose
+    baseline has not ended well."""
+    found, sources = {'baseline': {}}, set()
     for name in (name for name in ABLATIONS if name not in SLOPES):
-        rows, chains = [], {}
-        for run in runs([name], len(list(home(name, 0).parent.glob('seed*')))):
-            if run.name == name:
-                chains.setdefault(run.seed, []).append(run)
-        for seed, chain in chains.items():
-            if not all(map(own_settings, chain)):
-                print(f'note: {name}, seed {seed} has other settings and is not in the table')
-            elif any(map(diverged, chain)):
-                rows.append([math.nan] * len(TARGETS))
-            elif ended(chain[-1]):
-                rows.append(values_of(metrics_of(chain[-1].folder), TARGETS))
-                facts = [json.loads((run.folder / 'run.json').read_text(encoding='utf-8'))
-                         for run in chain if (run.folder / 'run.json').is_file()]
-                sources |= {(fact['commit'][:7], re.sub(r', \d+ threads', '', fact['hardware'])) for fact in facts}
-        if rows:
-            found[name] = np.array(rows)
-    return found, sources
+        for seed in seeds_there():
+            chain = [run for run in runs([name], [seed]) if run.name == name]
+            done = ended(chain[-1])
+            if not (done or any(map(diverged, chain))):
+                continue
+            if not all(map(own_settings, chain)) or not (done if name == 'baseline' else seed in found['baseline']):
+                print(f'note: {name}, seed {seed} is not in the table: other settings, or its baseline is not')
+                continue
+            found.setdefault(name, {})[seed] = (values_of(metrics_of(chain[-1].folder), TARGETS) if done else
+                                                [math.nan] * len(TARGETS))
+            for path in (run.folder / 'run.json' for run in chain):
+                if path.is_file():
+                    about = json.loads(path.read_text(encoding='utf-8'))
+                    commit = about['commit'] or 'no git'
+                    sources.add((commit[:7] + '-dirty' * commit.endswith('dirty'),
+                                 re.sub(r', \d+ threads', '', about['hardware'])))
+    return {name: np.array(list(rows.values())) for name, rows in found.items() if rows}, sources
 
 
-SIGN = np.array([sign for *_, sign in TARGETS])
+SIGN, RESOLUTION = (np.array(column) for column in list(zip(*TARGETS))[2:])
 ALPHA = 0.05              # of the permutation test: with three seeds each it takes the most extreme labelling of 20
 
 
 def effects(base, other):
     """Drops of other (n, targets) below base (m, targets): in standard deviations of the baseline (positive is worse;
-    the sd is at least 0.001, the resolution of a thousand scenes), and whether the seeds do not overlap (+1 all worse,
-    -1 all better, 0 neither). nan is worse than anything."""
-    drop = SIGN * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), 1e-3)
+    the sd is at least the metric's resolution), and whether the seeds do not overlap (+1 all worse, -1 all better, 0
+    neither). nan is worse than anything."""
+    drop = SIGN * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), RESOLUTION)
     ours, theirs = (np.where(np.isnan(values), -np.inf, SIGN * values) for values in (base, other))
-    return drop, ((ours.min(0) > theirs.max(0)).astype(int) - (ours.max(0) < theirs.min(0))) * np.abs(SIGN)
+    side = ((ours.min(0) > theirs.max(0)).astype(int) - (ours.max(0) < theirs.min(0))) * np.abs(SIGN)
+    return np.nan_to_num(drop, nan=np.inf) * np.abs(SIGN), side
 
 
 def p_value(base, other):
-    """Exact permutation test of "some target metric is worse": the share of all labellings of the same runs whose
-    largest t statistic (pooled sd, at least 0.001) is at least this labelling's. The maximum over the metrics allows
-    for there being many of them (max-T, Westfall & Young 1993). nan is 10 worse than anything."""
+    """Permutation test of "some target metric is worse": the share of all labellings of the same runs whose largest t
+    statistic (pooled sd, at least the resolution) is at least this labelling's. The maximum over the metrics allows for
+    there being many of them (max-T, Westfall & Young 1993). Runs of one seed share what comes before the branch, and of
+    that the test makes nothing: it misses what is small. nan is 10 worse than anything."""
     scores, (m, n) = SIGN * np.concatenate([base, other]), (len(base), len(other))
-    scores = np.where(np.isnan(scores), np.nanmin(scores, 0) - 10 * np.abs(SIGN), scores)
+    worst = np.min(scores, 0, where=~np.isnan(scores), initial=1e3) - 10 * np.abs(SIGN)
+    scores = np.where(np.isnan(scores), worst, scores)
     largest = []
     for chosen in itertools.combinations(range(m + n), n):
         ablated = np.isin(range(m + n), chosen)
         ours, theirs = scores[~ablated], scores[ablated]
         variance = ((m - 1) * ours.var(0, ddof=1) + (n - 1) * theirs.var(0, ddof=1)) / (m + n - 2)
-        largest.append(((ours.mean(0) - theirs.mean(0)) / np.sqrt(np.maximum(variance, 1e-6) * (1 / m + 1 / n))).max())
+        error = np.sqrt(np.maximum(variance, RESOLUTION ** 2) * (1 / m + 1 / n))
+        largest.append(((ours.mean(0) - theirs.mean(0)) / error).max())
     return float(np.mean(np.array(largest) >= largest[-1] - 1e-9))                 # the last labelling is the true one
+
+
+def cell(column):
+    """mean ± sd of the values of a column that are finite."""
+    kept = column[np.isfinite(column)]
+    spread = f' ± {kept.std(ddof=1):.2g}' if len(kept) > 1 else ''
+    return f'{kept.mean():.3g}{spread}' if len(kept) else '–'
 
 
 def table(found, sources):
     """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds do not overlap."""
-    base = found['baseline']
+    base, directed = found['baseline'], int(np.abs(SIGN).sum())
+    m = len(base)
+    chance = directed / math.comb(2 * m, m)
     lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets the drop in standard '
-             f'deviations of the baseline (n = {len(base)}). **Bold**: every seed is worse than every seed of the '
-             'baseline; *italic*: every one is better. `p`: permutation test of "some metric is worse".', '',
+             f'deviations of the baseline (n = {m}). **Bold**: every seed is worse than every seed of the baseline (by '
+             f'chance {chance:.2g} of {directed} metrics); *italic*: every one is better. p: permutation test of "some '
+             'metric is worse"; what it does not find may still be there.', '',
              '| without | n | ' + ' | '.join(label.replace('|', '\\|') for label, *_ in TARGETS) + ' | worse in | p |',
              '|---' * (len(TARGETS) + 4) + '|']
     for name, values in found.items():
-        compared = name != 'baseline' and min(len(base), len(values)) > 1
+        n, compared = len(values), name != 'baseline' and min(m, len(values)) > 1
+        lost = int(np.isnan(values).all(1).sum())
         drop, side = effects(base, values) if compared else (np.zeros(len(TARGETS)), np.zeros(len(TARGETS), int))
-        cells = []
+        cells = [f'{n}, {lost} diverged' if lost else n]
         for k, column in enumerate(values.T):
             mark = {1: '**', -1: '*', 0: ''}[int(side[k])]
-            spread = f' ± {column.std(ddof=1):.2g}' if len(values) > 1 else ''
-            change = f' [{np.clip(drop[k], -99, 99):+.1f}]' if compared and SIGN[k] else ''
-            cells.append(f'{mark}{column.mean():.3g}{spread}{mark}{change}')
+            cells.append(f'{mark}{cell(column)}{mark}'
+                         + (f' [{np.clip(drop[k], -99, 99):+.1f}]' if compared and SIGN[k] else ''))
         cells += [(side > 0).sum(), f'{p_value(base, values):.2f}'] if compared else [
             '', ''] if name == 'baseline' else ['n < 2', '']
-        lines.append(f'| {name} | {len(values)} | ' + ' | '.join(map(str, cells)) + ' |')
+        lines.append(f'| {name} | ' + ' | '.join(map(str, cells)) + ' |')
     made = '; '.join(f'{commit} on {hardware}' for commit, hardware in sorted(sources))
     several = ' **The runs are of several commits or machines.**' if len(sources) > 1 else ''
     return '\n'.join(lines) + f'\n\nPreset `{preset}`, made by {made}.{several}\n'
@@ -417,30 +436,27 @@ def slopes_table():
     whatever is painted: read the diffusion loss beside that of the Wiener filter, which knows the spectrum alone."""
     lines = ['| target slope | n | ' + ' | '.join(label for label, _ in SLOPE_COLUMNS) + ' |',
              '|---' * (len(SLOPE_COLUMNS) + 2) + '|']
-    chains = runs(list(SLOPES))
+    chains = runs(list(SLOPES), seeds_there())
     for name, target in sorted([('baseline', 2.0), *SLOPES.items()], key=lambda pair: pair[1]):
         done = [run.folder for run in chains
                 if (run.name, run.phase) == (name, 'p6') and own_settings(run) and ended(run)]
         values = np.array([values_of(metrics_of(folder), SLOPE_COLUMNS) for folder in done])
-        cells = [f'{column.mean():.3f}' + (f' ± {column.std(ddof=1):.3f}' if len(column) > 1 else '')
-                 for column in values.T]
         if done:
-            lines.append(f'| {target} | {len(done)} | ' + ' | '.join(cells) + ' |')
+            lines.append(f'| {target} | {len(done)} | ' + ' | '.join(map(cell, values.T)) + ' |')
     return '\n'.join(lines) + '\n'
 
 
 def gate(found):
-    """P7's criterion (the plan's): dropping a piece makes at least one target metric worse, measurably. A row an
-    ablation of three seeds and more."""
+    """P7's criterion (the plan's): dropping a piece of the plan makes at least one target metric worse, measurably. A
+    row each that has three seeds, and one that says whether all have."""
     base, rows = found['baseline'], []
-    for name, values in found.items():
-        if name != 'baseline' and min(len(base), len(values)) > 2:
-            drop, side = effects(base, values)
-            worse = [TARGETS[k][0] for k in np.argsort(-np.nan_to_num(drop, nan=np.inf)) if side[k] > 0]
-            p = p_value(base, values)
-            rows.append((f'without {name}: some target metric is worse', f'p <= {ALPHA}', p, p <= ALPHA,
-                         'every seed worse in ' + (', '.join(worse[:4]) or 'none')))
-    return rows
+    for name, values in ((name, found[name]) for name in PLAN if min(len(base), len(found.get(name, ''))) > 2):
+        drop, side = effects(base, values)
+        worse = [TARGETS[k][0] for k in np.argsort(-drop) if side[k] > 0]
+        p = p_value(base, values)
+        rows.append((f'without {name}: some target metric is worse', f'p <= {ALPHA}', p, p <= ALPHA,
+                     'every seed worse in ' + (', '.join(worse[:4]) or 'none')))
+    return [('pieces of the plan with three seeds', f'>= {len(PLAN)}', len(rows), len(rows) >= len(PLAN)), *rows]
 
 
 def chart(found):
@@ -453,14 +469,14 @@ def chart(found):
 
 
 def only_driver():
-    """The lock of out_dir, which ends with its process: two drivers would run the same things twice. SystemExit(2),
-    after one line, if there is another."""
+    """The lock of out_dir, which ends with its process and with those that it started: two drivers would run the same
+    things twice. SystemExit(2), after one line, if there is another."""
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     lock = open(Path(out_dir, 'lock'), 'w')
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        runtime.fail(f'another p7_ablate.py is at work in {out_dir}')
+        runtime.fail(f'another p7_ablate.py, or a run that it left behind, is at work in {out_dir}')
     return lock
 
 
@@ -471,35 +487,35 @@ def main():
     names = GROUPS.get(only) or [name.strip() for name in only.split(',')]
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')
-    queue = [] if draw_only else to_do(runs(names))
-    if not draw_only:
-        hours = expected_hours(queue, parallel()) if queue else 0.0
-        print(f'{len(queue)} runs to do' + ('' if math.isnan(hours) else f', about {hours:.1f} hours')
-              + f', {parallel()} at a time; {len(runs(names)) - len(queue)} have ended or are not needed')
-    if dry_run:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)        # `| head` is no error
-        for run in queue:
-            print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
-        return
     failed, stopped = [], False
-    if queue:
-        alone = only_driver()                                # as long as the name lives
+    if not draw_only:
+        lock = None if dry_run else only_driver()
+        queue = to_do(runs(names))
+        hours = sum(MINUTES[run.phase] for run in queue) / parallel() / 60
+        print(f'{len(queue)} runs to do, {parallel()} at a time' + f', about {hours:.1f} hours' * (preset == 'cpu')
+              + f'; {len(runs(names)) - len(queue)} have ended or are not needed')
+        if dry_run:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)    # `| head` is no error
+            for run in queue:
+                print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
+            return
         try:
-            failed = work(queue)
+            failed = work(queue, lock)
         except KeyboardInterrupt:
             stopped = True
     found, sources = collect()
     if 'baseline' in found:
-        runtime.write_text(Path(out_dir, 'ablations.md'), table(found, sources))
+        text = table(found, sources)
+        runtime.write_text(Path(out_dir, 'ablations.md'), text)
         chart(found)
-        print(table(found, sources))
-        if gate(found):
-            runtime.write_gate(SimpleNamespace(master=True, dir=Path(out_dir), phase='p7', say=print), gate(found))
+        print(text)
+        runtime.write_gate(SimpleNamespace(master=True, dir=Path(out_dir), phase='p7', say=print), gate(found))
     elif draw_only:
         runtime.fail(f'{Path(out_dir, preset)} holds no baseline that has ended: nothing to draw')
     if not SLOPES.keys().isdisjoint(names):
-        runtime.write_text(Path(out_dir, 'slopes.md'), slopes_table())
-        print(slopes_table())
+        text = slopes_table()
+        runtime.write_text(Path(out_dir, 'slopes.md'), text)
+        print(text)
     if failed:
         runtime.fail(f'{len(failed)} runs failed or wait for one that did: '
                      + ', '.join(sorted({f'{run.name} (seed {run.seed})' for run in failed})), status=1)

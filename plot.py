@@ -611,7 +611,7 @@ def ablations(folder, names, targets, drops, sides):
     at 5, and a dot where `sides` is not 0: the seeds do not overlap."""
     fig, axes = figure(9, 1.6 + 0.28 * len(names))
     ax = axes[0, 0]
-    image = ax.imshow(drops, cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
+    image = ax.imshow(np.clip(drops, -5, 5), cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
     ax.set_yticks(range(len(names)), [f'without {name}' for name in names])
     ax.set_xticks(range(len(targets)), targets, rotation=40, ha='right')
     for i, k in zip(*np.nonzero(sides)):

@@ -69,20 +69,13 @@ def test_every_override_is_a_setting_of_its_phase(preset):
 def test_without_negatives_as_many_sentences_a_step():
     for preset, batch in ('cpu', 48), ('gpu', 768), ('smoke', 12):
         p7_ablate.preset, kept = preset, p7_ablate.preset
-        queue = p7_ablate.runs(['counterfactual negatives'], 1)
+        queue = p7_ablate.runs(['counterfactual negatives'], [0])
         p7_ablate.preset = kept
         sizes = {run.phase: p7_ablate.settings(run.phase, tuple(run.command[2:])) for run in queue
                  if run.name == 'counterfactual negatives'}
         assert sizes['p2']['batch_size'] == batch and sizes['p2']['negatives'] == 0
         usual = p7_ablate.settings('p4', tuple(p7_ablate.PRESETS[preset]['p4'].split()))
         assert sizes['p4']['batch_size'] == usual['batch_size']
-
-
-def test_expected_hours(monkeypatch):
-    monkeypatch.setitem(p7_ablate.MINUTES, 'cpu', dict(zip(p7_ablate.SCRIPTS, (60, 120, 30, 30, 60, 0))))
-    queue = p7_ablate.runs(['round trip'], 1)
-    assert p7_ablate.expected_hours(queue, 1) == 6.0 and p7_ablate.expected_hours(queue, 2) == 5.0
-    assert p7_ablate.expected_hours(p7_ablate.runs(['tv'], 2), 2) == 10.0
 
 
 def test_effects_by_hand():
@@ -95,7 +88,8 @@ def test_effects_by_hand():
     lost = base.copy()
     lost[0, 0] = math.nan
     assert p7_ablate.effects(base, lost)[1].tolist() == [0] * n and p7_ablate.effects(base, lost[:1])[1][0] == 1
-    assert p7_ablate.effects(base * 0, base * 0 - 0.002 * p7_ablate.SIGN)[0] == pytest.approx(2 * directed), 'no spread'
+    small = 2 * p7_ablate.RESOLUTION * p7_ablate.SIGN
+    assert p7_ablate.effects(base * 0, base * 0 - small)[0] == pytest.approx(2 * directed), 'no spread'
     assert (p7_ablate.effects(base, base * np.nan)[1] == directed).all(), 'an ablation that diverged'
 
 
@@ -113,6 +107,9 @@ def test_p_value_by_hand():
     lost = base.copy()
     lost[2] = math.nan
     assert p7_ablate.p_value(base, lost) > 1 / 20, 'one of three diverged'
+    nowhere = base.copy()
+    nowhere[:, 0] = math.nan
+    assert p7_ablate.p_value(nowhere, nowhere) == 1.0, 'what nobody has measured'
     # By chance it is small as often as it says: 1/20 of the time at most.
     small = [p7_ablate.p_value(*rng.normal(size=(2, 3, n))) <= 1 / 20 for _ in range(400)]
     assert 0.01 < np.mean(small) < 0.09
@@ -122,7 +119,7 @@ def test_target_values_of_a_log_with_holes():
     metrics = {'r1': 0.5, 'r5': None, 'r1_hard': 0.4, 'gap_colour': 0.3, 'gap_count': 0.1, 'graph_f1': 0.9,
                'graph_f1_one': 0.5, 'rouge_l': 0.3,
                'cosine': 0.9, 'content_accuracy': 1.0, 'jitter_cosine': 0.9, 'alpha': [1.5, None], 'tv_normalised': 1.0,
-               'kurtosis': [5.0, 7.0], 'max_correlation': 0.1, 'share_total': 0.9}
+               'kurtosis': [5.0, 7.0], 'max_correlation': 0.1, 'lattice': 1.0, 'prior_wavelet': 0.8, 'share_total': 0.9}
     values = dict(zip((label for label, *_ in p7_ablate.TARGETS), p7_ablate.values_of(metrics, p7_ablate.TARGETS)))
     assert math.isnan(values['R@5']) and math.isnan(values['|slope - 2|'])
     assert values['R@1'] == 0.5 and values['worst-family gap'] == 0.1 and values['kurtosis'] == 5.0
@@ -218,7 +215,7 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
         return run._replace(command=[sys.executable, str(path), *run.command[2:]])
     chain = p7_ablate.runs(['jitter', 'copy suppression', 'InfoNCE'])
     queue = [stand_in(run) for run in chain]
-    failed = p7_ablate.work(queue)
+    failed = p7_ablate.work(queue, p7_ablate.only_driver())
     assert {(run.name, run.phase) for run in failed} == {(name, phase) for name in ('jitter', 'InfoNCE')
                                                          for phase in ('p3', 'p4', 'p5')}
     assert all((run.folder / 'gate.json').exists() for run in queue if run not in failed)
@@ -230,6 +227,28 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
     found, _ = p7_ablate.collect()
     assert np.isnan(found['InfoNCE']).all() and found['copy suppression'].tolist() == found['baseline'].tolist()
     assert set(found) == {'baseline', 'InfoNCE', 'copy suppression'} and p7_ablate.table(found, set())
+
+
+def test_only_seeds_whose_baseline_has_ended_are_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path))
+    monkeypatch.setattr(p7_ablate, 'metrics_of', lambda folder: int(folder.parent.name[4:]))
+    monkeypatch.setattr(p7_ablate, 'values_of', lambda seed, columns: [float(seed)] * len(columns))
+    folders = {(run.name, run.seed, run.phase): run for run in p7_ablate.runs(['tv'], range(4))}
+    for name, seed, phase, file in (('baseline', 1, 'p5', 'gate.json'), ('baseline', 2, 'p2', 'diverged.txt'),
+                                    ('baseline', 3, 'p5', 'gate.json'), ('tv', 0, 'p5', 'gate.json'),
+                                    ('tv', 1, 'p5', 'gate.json'), ('tv', 2, 'p5', 'gate.json'),
+                                    ('tv', 3, 'p3', 'diverged.txt')):
+        folders[name, seed, phase].folder.mkdir(parents=True, exist_ok=True)
+        (folders[name, seed, phase].folder / file).write_text('')
+    run = folders['baseline', 1, 'p5']
+    facts = {'config': p7_ablate.settings('p5', tuple(run.command[2:])), 'commit': None, 'hardware': 'cpu, 2 threads'}
+    (run.folder / 'run.json').write_text(json.dumps(facts))
+    found, sources = p7_ablate.collect()
+    assert found['baseline'][:, 0].tolist() == [1.0, 3.0] and sources == {('no git', 'cpu')}
+    assert found['tv'][0, 0] == 1.0 and np.isnan(found['tv'][1]).all() and len(found['tv']) == 2
+    said = capsys.readouterr().out
+    assert [f'note: {who} is not' in said for who in ('baseline, seed 2', 'tv, seed 0', 'tv, seed 2')] == [True] * 3
+    assert '2, 1 diverged' in p7_ablate.table(found, sources)
 
 
 def test_slopes_table(tmp_path, monkeypatch):
@@ -246,8 +265,8 @@ def test_slopes_table(tmp_path, monkeypatch):
         (folder / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
     rows = p7_ablate.slopes_table().splitlines()
     assert len(rows) == 3 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|')
-    assert rows[2].startswith('| 1.2 | 2 | 1.200 ± 0.000 | 0.200 ± 0.000 | 0.300 ± 0.000 | 0.500 ')
-    assert '| 0.950 ± 0.071 |' in rows[2]
+    assert rows[2].startswith('| 1.2 | 2 | 1.2 ± 0 | 0.2 ± 0 | 0.3 ± 0 | 0.5 ± 0 |')
+    assert '| 0.95 ± 0.071 |' in rows[2]
 
 
 def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
@@ -262,6 +281,8 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     assert lines['tv'].endswith('| 0 | 1.00 |') and lines['cov'].endswith('| n < 2 |  |')
     assert 'abc1234 on cpu' in text and 'several' not in text
     assert 'several' in p7_ablate.table(found, {('abc1234', 'cpu'), ('def5678', 'cpu')})
-    assert [row[3] for row in p7_ablate.gate(found)] == [True, False], 'what changes nothing fails, one seed is no row'
+    rows = p7_ablate.gate(found | {'stages (ours)': base.copy()})
+    assert [row[3] for row in rows] == [False, False, True], 'few pieces yet; tv, which changes nothing; InfoNCE'
+    assert rows[0][2] == 2 and rows[0][1] == f'>= {len(p7_ablate.PLAN)}' == '>= 13'
     p7_ablate.chart(found)
     assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'
