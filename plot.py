@@ -642,8 +642,9 @@ def canvases(folder):
 
 
 def samples_table(folder, count=12):
-    """Draw the first rows of samples.jsonl (input, paraphrase, f1, rouge_l, cosine) as plots/samples.png."""
-    samples = read_lines(Path(folder) / 'samples.jsonl')[:count]
+    """Draw the first rows of samples.jsonl (input, paraphrase, f1, rouge_l, cosine) as plots/samples.png; P4 writes
+    down no paraphrases."""
+    samples = [row for row in read_lines(Path(folder) / 'samples.jsonl') if 'paraphrase' in row][:count]
     if not samples:
         return None
     scores = ('f1', 'rouge_l', 'cosine')

@@ -236,6 +236,21 @@ def test_chain_says_what_it_inherits(chain):
         assert f"note: {before.upper()}'s gate failed (" in out and '; going on' in out
 
 
+def test_chain_is_drawn_again_from_its_files(chain, tmp_path, capsys):
+    """The last figures of every phase; what only a run in progress knows is not needed."""
+    before = {}
+    for phase in PHASES:
+        shutil.copytree(chain.folder / f'out/{phase}', tmp_path / phase, ignore=shutil.ignore_patterns('*.pt'))
+        pictures = sorted((tmp_path / phase / 'plots').glob('*.png'))
+        before[phase] = {path.name for path in pictures if path.stem == 'samples' or path.stem.endswith('_000002')}
+        for path in pictures:
+            path.unlink()
+    run([str(ROOT / 'plot.py'), f'--out={tmp_path}'])
+    assert capsys.readouterr().out.count('drew ') == len(PHASES)
+    after = {phase: {path.name for path in (tmp_path / phase / 'plots').glob('*.png')} for phase in PHASES}
+    assert after == before and all(before.values())
+
+
 def test_chain_gates_as_one_table(chain, monkeypatch, capsys):
     monkeypatch.chdir(chain.folder)
     run([str(ROOT / 'plot.py'), '--out=out', '--gates=true'])
