@@ -366,7 +366,7 @@ def effects(base, other):
     drop = SIGN * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), RESOLUTION)
     ours, theirs = (np.where(np.isnan(values), -np.inf, SIGN * values) for values in (base, other))
     side = ((ours.min(0) > theirs.max(0)).astype(int) - (ours.max(0) < theirs.min(0))) * np.abs(SIGN)
-    return np.nan_to_num(drop, nan=np.inf) * np.abs(SIGN), side
+    return np.where(SIGN == 0, 0, np.nan_to_num(drop, nan=np.inf)), side
 
 
 def p_value(base, other):

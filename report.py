@@ -20,7 +20,7 @@ import plot
 DASHBOARDS = (
     ('Latent health', 'Is the canvas a picture? Slopes in the band, TV flat, gradients with heavy tails, channels '
      'apart, and a picture that depends on the sentence.',
-     ('Spectral slope α', 'Spectral slope α, Hann window', 'Total variation', 'Standard deviation of the channels',
+     ('Spectral slope α', 'Spectral slope α, Hann window', 'Total variation', 'Channel standard deviation',
       'Gradient kurtosis', 'Variance due to the sentence', 'Channel correlation', 'Lattice energy'),
      ('slopes', 'gradients', 'spectra', 'correlation')),
     ('Semantics', 'Do paraphrases lie together, and does a sentence that says one thing differently lie apart?',
