@@ -220,8 +220,10 @@ def gate(metrics, before, other, ways, evaluations, checked):
                    for name, *rest in p5_roundtrip.gate(ways, metrics, evaluations, checked)]
 
 
-ITS_OWN = ('out_dir', 'init_from', 'control', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile', 'lambda_prior', 't_low',
-           't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'sample_steps', 'eta', 'drawn')    # no control's
+# What a control need not share.
+ITS_OWN = ('out_dir', 'init_from', 'control', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile',
+           'lambda_prior', 't_low', 't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'sample_steps', 'eta',
+           'drawn')
 
 
 def load_control(folder, previous):
