@@ -165,6 +165,12 @@ def embed(encoder, readout, x, run, batch=256):
         return torch.cat([readout(encoder(part)) for part in x.split(batch)])
 
 
+def embed_batch(encoder, readout, x, run):
+    """Sentences of a batch (n, K, views, T) -> z (n, K, views, E), as the losses see it: for gradient caching."""
+    with run.autocast():
+        return readout(encoder(x.flatten(0, 2))).unflatten(0, x.shape[:3])
+
+
 def retrieval_metrics(query, positive, negatives, valid):
     """What the gate asks of embeddings: two paraphrases of S scenes, query and positive (S, E), and one sentence of
     each counterfactual family, negatives (S, families, E), valid (S, families). All rows are unit vectors.
@@ -339,7 +345,8 @@ def main():
                 loss = loss + lambda_barlow * barlow(z1, z2)
             return loss
 
-        loss, local_terms = runtime.contrastive_backward(forward, (x, index), grad_accum, loss_of_all)
+        loss, local_terms = runtime.contrastive_backward(
+            forward, lambda part: embed_batch(encoder, readout, part, run), (x, index), grad_accum, loss_of_all)
         terms |= local_terms
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)

@@ -16,7 +16,7 @@ import plot
 import priors
 import runtime
 from p1_canvas import canvas_arrays, canvas_gate, encode, last_three, noisy, reconstruction, weights
-from p2_contrast import build, confused_pairs, contrast, embed, evaluate, say_held_out
+from p2_contrast import build, confused_pairs, contrast, embed, embed_batch, evaluate, say_held_out
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p2/ckpt.pt'   # the phase before
@@ -221,7 +221,8 @@ def main():
             terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives)
             return lambda_nce * terms['nce']
 
-        loss, local_terms = runtime.contrastive_backward(forward, (x, u, index), grad_accum, loss_of_all)
+        loss, local_terms = runtime.contrastive_backward(
+            forward, lambda part: embed_batch(encoder, readout, part, run), (x, u, index), grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()

@@ -25,7 +25,7 @@ import runtime
 from model import BOS, PARA, trim
 from p1_canvas import (canvas_arrays, canvas_gate, canvas_metrics, encode, last_three, reconstruction, token_metrics,
                        weights)
-from p2_contrast import confused_pairs, contrast, embed, say_held_out, semantic_gate, semantic_metrics
+from p2_contrast import confused_pairs, contrast, embed, embed_batch, say_held_out, semantic_gate, semantic_metrics
 from p3_jitter import SALT, jitter, robustness
 from p4_decoder import graph_metrics
 
@@ -339,7 +339,8 @@ def main():
             terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives)
             return lambda_nce * terms['nce']
 
-        loss, local_terms = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
+        loss, local_terms = runtime.contrastive_backward(
+            forward, lambda part: embed_batch(encoder, readout, part, run), whole, grad_accum, loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()

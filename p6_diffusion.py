@@ -25,7 +25,7 @@ import plot
 import runtime
 from model import build_unet
 from p1_canvas import canvas_arrays, canvas_metrics, encode, last_three
-from p2_contrast import confused_pairs, contrast, embed, say_held_out
+from p2_contrast import confused_pairs, contrast, embed, embed_batch, say_held_out
 from p3_jitter import SALT
 from p4_decoder import free_run
 
@@ -376,7 +376,8 @@ def main():
                                         knobs['anchors'], knobs['mask_false_negatives'])
                 return knobs['lambda_nce'] * terms['nce']
 
-            loss, local_terms = runtime.contrastive_backward(forward, whole, grad_accum, loss_of_all)
+            loss, local_terms = runtime.contrastive_backward(
+                forward, lambda part: embed_batch(encoder, readout, part, run), whole, grad_accum, loss_of_all)
             terms |= local_terms
             if lambda_prior:      # the control's buffer is read by nobody
                 # Random sentences: those of the batch are mostly the ones that z confuses.

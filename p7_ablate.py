@@ -51,8 +51,9 @@ device = 'auto'
 config = runtime.configure(globals())
 
 HERE = Path(__file__).parent
-# The sizes of runs/cpu.sh, evaluated at their ends, all families of counterfactuals constructed. P2 is as long as there:
-# in half the steps the table shows little but when its stages end. The others are half as long, P4 without its controls.
+# The sizes of runs/cpu.sh, evaluated at their ends, all families of counterfactuals constructed. P2 is as long as
+# there: in half the steps the table shows little but when its stages end. The others are half as long, P4 without its
+# controls.
 PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
 PRESETS = {
     'cpu': {

@@ -562,14 +562,15 @@ def gather(x, run):
     return x if run.world == 1 else _Gather.apply(x, run)
 
 
-def contrastive_backward(forward, batch, grad_accum, loss_of_all):
+def contrastive_backward(forward, embed, batch, grad_accum, loss_of_all):
     """The backward pass of a loss over all rows of `batch` (a tuple of tensors, rows first) and of the losses that need
     no other row -> (their sum, {term: value}), detached, of this rank's rows.
 
-    forward(part of batch) -> (z, local loss, its terms); loss_of_all(z) -> scalar. With grad_accum > 1 by gradient
-    caching (Gao et al. 2021), so that memory holds one part at a time: first all z without graphs, then the gradient of
-    the loss at z, then each part again with its share of that gradient; terms are means over the parts. Dropout repeats
-    itself by replaying the random state."""
+    forward(part of batch) -> (z, local loss, its terms); embed(part of batch[0]) -> z alone, which is the first thing
+    that forward does; loss_of_all(z) -> scalar. With grad_accum > 1 by gradient caching (Gao et al. 2021), so that
+    memory holds one part at a time: first all z without graphs, then the gradient of the loss at z, then each part
+    again with its share of that gradient; terms are means over the parts. Dropout repeats itself by replaying the
+    random state."""
     if grad_accum == 1:
         z, local, terms = forward(batch)
         loss = loss_of_all(z) + local
@@ -579,7 +580,7 @@ def contrastive_backward(forward, batch, grad_accum, loss_of_all):
     for part in parts:
         states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
         with torch.no_grad():
-            cached.append(forward(part)[0])
+            cached.append(embed(part[0]))
     z = torch.cat(cached).requires_grad_()
     loss = loss_of_all(z)
     loss.backward()

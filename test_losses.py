@@ -251,10 +251,14 @@ def test_retrieval_metrics():
 def test_contrastive_backward_in_parts_has_the_gradient_of_the_whole_batch():
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 4)).double()
     x, meanings = torch.randn(8, 2, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 5, 6, 7])[:, None]
-    sizes = []
+    sizes, forwards = [], []
+
+    def embed(x):
+        return F.normalize(net(x), dim=-1)
 
     def forward(part):
-        z = F.normalize(net(part[0]), dim=-1)
+        forwards.append(len(part[0]))
+        z = embed(part[0])
         local = z[:, 0].square().sum(-1).mean() + part[0].mean() * z.mean()
         return z, local, {'local': local}
 
@@ -267,9 +271,10 @@ def test_contrastive_backward_in_parts_has_the_gradient_of_the_whole_batch():
     direct = direct + sum(local for _, local, _ in outputs) / 4
     direct.backward()
     state, expected = torch.get_rng_state(), [p.grad.clone() for p in net.parameters()]
-    net.zero_grad()
+    net.zero_grad(), forwards.clear()
     torch.manual_seed(1)
-    loss, terms = runtime.contrastive_backward(forward, (x,), 4, loss_of_all)
+    loss, terms = runtime.contrastive_backward(forward, embed, (x,), 4, loss_of_all)
+    assert forwards == [2, 2, 2, 2], 'all other losses once'
     assert terms['local'].item() == pytest.approx(sum(local.item() for _, local, _ in outputs) / 4), 'of all parts'
     assert not terms['local'].requires_grad
     assert loss.item() == pytest.approx(direct.item(), abs=1e-12) and not loss.requires_grad and sizes == [8, 8]
