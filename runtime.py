@@ -653,9 +653,10 @@ def write_checkpoint(path, checkpoint):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:    # torch's zip writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:    # torch's zip writer turns a full disk into a RuntimeError of its own
         temporary.unlink(missing_ok=True)
-        fail(f'cannot save {path}: {error}; an older checkpoint there is untouched', status=1)
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        fail(f'cannot save {path}: {cause}; an older checkpoint there is untouched', status=1)
 
 
 HOLDS = ('step', 'arch', 'config', 'metrics', 'history', 'nets', 'ema', 'optimizer', 'rng', 'extra')

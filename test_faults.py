@@ -191,6 +191,8 @@ def test_ctrl_c_anywhere_in_a_step_saves_and_goes_on_bit_for_bit(here, monkeypat
 # ---- a disk or a folder that refuses, a predecessor that was swapped ------------------------------------------------
 
 SMALL_FILES = """import resource, runpy, sys
+import plot
+plot.evaluation = plot.trends = lambda *_: None
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))      # a file that grows beyond it is an OSError, EFBIG
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
@@ -279,6 +281,23 @@ def test_a_rank_that_dies_ends_all_and_the_run_goes_on_later(here, monkeypatch, 
     with monkeypatch.context() as own:
         run(phase, dead, '--resume=true', patch=own)
     assert load(dead)['step'] == 3
+
+
+def test_a_disk_that_is_full_ends_both_ranks_and_the_run_goes_on_later(here, monkeypatch):
+    with monkeypatch.context() as own:
+        run('p1', 'full/p1', '--max_steps=1', patch=own)
+    Path('small_files.py').write_text(SMALL_FILES)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                           'small_files.py', MODULES['p1'].__file__, *SIZES['p1'].split(), '--out_dir=full/p1',
+                           '--max_steps=3', '--lr_steps=3', '--resume=true', '--eval_every=1000', '--device=cpu'],
+                          env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=300)
+    said = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert done.returncode and 'cannot save full/p1/ckpt.pt' in said[0] and 'File too large' in said[0]
+    assert all('has lost another rank' in line for line in said[1:]), 'what the other rank has to say'
+    assert load('full/p1')['step'] == 1 and not Path('full/p1/ckpt.pt.tmp').exists()
+    with monkeypatch.context() as own:
+        run('p1', 'full/p1', '--resume=true', patch=own)
+    assert load('full/p1')['step'] == 3
 
 
 @pytest.mark.parametrize('words, world, hint', [
