@@ -115,6 +115,7 @@ ABLATIONS = {
     'stages (ours)': {'p2': '--staged=false'},
     'all hard negatives (ours)': ablation(LATER, '--negatives=0 --mine_pairs=false') | {
         'p2': '--negatives=0 --staged=false --mine_every=0'},
+    # nothing to wait for: the priors are there from step 0
     'reading (ours)': ablation(('p1', 'p2', 'p3'), '--lambda_rec=0'),
     'common (ours)': ablation(PRIOR, '--lambda_common=0'),
     'lattice (ours)': ablation(PRIOR, '--lambda_lattice=0'),
@@ -403,7 +404,8 @@ def table(found, sources):
     lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets the drop in standard '
              f'deviations of the baseline (n = {m}). **Bold**: every seed is worse than every seed of the baseline (by '
              f'chance {chance:.2g} of {directed} metrics); *italic*: every one is better. p: permutation test of "some '
-             'metric is worse"; what it does not find may still be there.', '',
+             'metric is worse"; what it does not find may still be there. Where z collapses its cosines rise: read them '
+             'beside R@1.', '',
              '| without | n | ' + ' | '.join(label.replace('|', '\\|') for label, *_ in TARGETS) + ' | worse in | p |',
              '|---' * (len(TARGETS) + 4) + '|']
     for name, values in found.items():

@@ -500,7 +500,8 @@ PANELS = (  # title, unit, the metrics that belong there, how they are drawn
     ('Distance of paraphrases', 'of unit vectors', r'val/paraphrase_distance', {'zero': True}),
     ('Canvases drawn from noise', 'share', r'val/drawn_(parsed|distinct)', {'zero': True}))
 LABELS = {'train/loss': 'total', 'val/tv': 'as painted', 'val/tv_normalised': 'at unit variance',
-          'val/share_total': 'all channels', 'val/max_correlation': 'largest', 'val/mean_abs_correlation': 'mean size',
+          'val/share_total': 'all channels', 'val/max_correlation': 'largest, pooled',
+          'val/mean_abs_correlation': 'mean of each canvas',
           'val/r1': 'R@1', 'val/r5': 'R@5', 'val/r1_hard': 'R@1 hard', 'val/gap': 'mean', 'val/wins': 'mean',
           'train/swaps_beaten': 'in the batch', 'val/content_accuracy': 'exact', 'val/content_concept': 'by concept',
           'val/prior': 'weighted sum', 'val/rec_content_accuracy': 'exact, throwaway',
