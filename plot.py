@@ -46,7 +46,7 @@ SERIES = (VAL, '#CC6677', '#2A9D7F', '#AA4499', '#B8963E', '#3388BB', '#882255',
 # Terms of the loss: a colour and a line each, the same in every panel; beside the U-Net's loss that of a Wiener filter.
 TERMS = {name: (SERIES[i % len(SERIES)], ('-', '--', ':')[i // len(SERIES)]) for i, name in enumerate((
     'spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var', 'common', 'lattice', 'rec', 'nce', 'inv', 'again', 'para',
-    'cycle', 'copy', 'prior', 'diffusion'))}
+    'cycle', 'copy', 'prior', 'diffusion', 'image'))}
 TERMS |= {f'{name} t {quarter}': (SERIES[i], line) for name, line in (('diffusion', '-'), ('wiener', '--'))
           for i, quarter in enumerate(('0-25%', '25-50%', '50-75%', '75-100%'))}
 INK, GREY, FAINT, SHADE, PASS, FAIL = '#222222', '#555555', '#B5B5B5', '#EFEFEF', '#117733', '#C0392B'
@@ -136,11 +136,17 @@ def save(fig, path):
 
 
 def read_lines(path):
-    """The JSON objects of a .jsonl file, [] without one; a last line that is still being written is left out."""
+    """The JSON objects of a .jsonl file, [] without one; a last line that is still being written is left out.
+    SystemExit(2), after one line, if another is damaged."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith('\n')]
+    rows = []
+    for n, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            runtime.fail(f'{path}, line {n}: no JSON object, is it damaged? Take the line out, or begin the run again')
+    return rows
 
 
 # ---- figures of one evaluation: each takes all arrays of it, {name: array}, and returns a Figure ---------------------
@@ -424,9 +430,15 @@ def as_array(value, half=False):
     return value.astype(np.float16 if half else np.float32) if value.dtype.kind == 'f' else value
 
 
+def numbered(folder, name, kind='png'):
+    """The plots/<name>_<step>.<kind> files of a run folder, in the order of their steps; nobody else's files."""
+    return sorted((path for path in Path(folder).glob(f'plots/{name}_*.{kind}')
+                   if re.fullmatch(rf'{name}_\d+', path.stem)), key=step_of)
+
+
 def stored(folder):
-    """The plots/step_*.npz files of a run folder, in the order of their steps."""
-    return sorted(Path(folder).glob('plots/step_*.npz'), key=step_of)
+    """The arrays of the evaluations that a run folder keeps."""
+    return numbered(folder, 'step', 'npz')
 
 
 def step_of(path):
@@ -436,16 +448,20 @@ def step_of(path):
 def evaluation(folder, step, arrays):
     """Store the arrays of an evaluation as plots/step_<step>.npz, the newest two of them, and draw all they allow.
 
-    arrays: {name: tensor, array or list of strings}; the figures above name those that they read.
+    arrays: {name: tensor, array or list of strings}; the figures above name those that they read. Canvases that are not
+    finite are not drawn: the run is about to end, and says so itself.
     """
+    arrays = {name: as_array(value, half=name == 'montage') for name, value in arrays.items()}
+    if not all(np.isfinite(arrays[name]).all() for name in ('alpha_image', 'gradients', 'tsne_z') if name in arrays):
+        return
     path = Path(folder) / 'plots' / f'step_{step:06d}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix('.tmp')
     with open(temporary, 'wb') as file:
-        np.savez_compressed(file, **{name: as_array(value, half=name == 'montage') for name, value in arrays.items()})
+        np.savez_compressed(file, **arrays)
     os.replace(temporary, path)
     upto = [other for other in stored(folder) if step_of(other) <= step]
-    later = [figure for figure in path.parent.glob('*_[0-9]*.png') if step_of(figure) > step]
+    later = [figure for name in (*FIGURES, 'trends') for figure in numbered(folder, name) if step_of(figure) > step]
     for other in (set(stored(folder)) - set(upto[-2:])) | set(later):         # a later step is of an earlier run
         other.unlink()
     draw(path)
@@ -476,7 +492,8 @@ def spectra_arrays(V, samples=20_000):
 # ---- figures of a run -----------------------------------------------------------------------------------------------
 
 PANELS = (  # title, unit, the metrics that belong there, how they are drawn
-    ('Training loss', 'as each is defined', r'train/(?!((unet_)?(grad_norm|lr)|stage|swaps_beaten)$).*', {'log': True}),
+    ('Training loss', 'as each is defined, where above 0',
+     r'train/(?!((unet_)?(grad_norm|lr)|stage|swaps_beaten)$).*', {'log': True}),
     ('Total variation', 'mean |difference| a pixel', r'val/tv(_normalised)?', {'zero': True}),
     ('Channel standard deviation', 'of a pixel', r'val/std', {'zero': True}),
     ('Spectral slope α', 'power ~ 1/f^α', r'val/alpha', {'band': BAND}),
@@ -490,7 +507,8 @@ PANELS = (  # title, unit, the metrics that belong there, how they are drawn
     ('Counterfactuals beaten', 'share', r'val/wins(_.*)?|train/swaps_beaten', {'lines': (0.95,)}),
     ('Cosine after jitter', 'cosine', r'val/.*(jitter|blur|cutout).*', {'lines': (0.9,)}),
     ('Content tokens read right', 'share', r'val/(rec_)?content_(accuracy|concept)', {'lines': (0.9,), 'zero': True}),
-    ('Cross-entropy by type of token', 'nats a token', r'val/ce(_(function|colour|shape|count|relation))?', {'log': True}),
+    ('Cross-entropy by type of token', 'nats a token',
+     r'val/ce(_(function|colour|shape|count|relation))?', {'log': True}),
     ('CE rise when the canvas is shuffled', 'relative', r'val/shuffle_ce_rise', {'lines': (0.3,), 'log': True}),
     ('Graph F1', 'share', r'val/graph_(f1|exact)', {'lines': (0.85,), 'zero': True}),
     ('Overlap with the input', 'share', r'val/(rouge_l|bigrams)', {'lines': (0.55,), 'zero': True}),
@@ -547,7 +565,14 @@ def trend(ax, title, curves, control={}, log=False, zero=False, lines=(), band=N
         ax.axhspan(*band, color=SHADE, zorder=0)
     if log:
         ax.set_yscale('log', nonpositive='mask')
-        ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-4 * ax.get_ylim()[1]))    # a term that has gone to 0 may leave
+        bottom, top = ax.get_ylim()
+        total = curves.get('train/loss', (None, np.zeros(0)))[1]
+        total = total[total > 0]
+        if len(total):                            # what is trained stays in sight; a term of weight 0 need not
+            bottom, top = max(bottom, 1e-3 * total.min()), min(top, 10 * total.max())
+        else:
+            bottom = max(bottom, 1e-4 * top)                                  # a term that has gone to 0 may leave
+        ax.set_ylim(bottom, top)
         ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_formatter=NullFormatter())
     elif zero:
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
@@ -602,7 +627,10 @@ def trends(folder):
     metric without a panel is left out."""
     found, about = series(read_lines(Path(folder) / 'metrics.jsonl')), Path(folder) / 'run.json'
     control = about.is_file() and read_json(about, ('config',))['config'].get('control')
-    fig = small_multiples(found, control=series(read_lines(Path(control) / 'metrics.jsonl')) if control else {})
+    if control:                                       # as a rule its neighbour, wherever both have been moved
+        beside = Path(folder).parent / Path(control).name
+        control = series(read_lines((beside if beside.is_dir() else Path(control)) / 'metrics.jsonl'))
+    fig = small_multiples(found, control=control or {})
     last = max((steps.max() for steps, _ in found.values()), default=0)
     return fig and save(fig, Path(folder) / 'plots' / f'trends_{last:06d}.png')
 
@@ -656,13 +684,14 @@ def samples_table(folder, count=12):
     return save(fig, Path(folder) / 'plots' / 'samples.png')
 
 
-def gate_rows(folders):
-    """Rows (phase, criterion, target, measured, baseline, PASS or FAIL) of the gate.json files of run folders."""
+def gate_rows(folders, form='.4g'):
+    """Rows (phase, criterion, target, measured, baseline, PASS or FAIL) of the gate.json files of run folders; form: of
+    the measured numbers."""
     files = [Path(folder) / 'gate.json' for folder in folders]
     found = [read_json(path, ('phase', 'criteria')) for path in files if path.is_file()]
     if not found:
         runtime.fail(f'no gate.json in {", ".join(map(str, folders)) or out}; a phase writes it when it ends')
-    return [(gate['phase'], row['name'], row['target'], number(row['measured'], '.4g'), row.get('baseline', ''),
+    return [(gate['phase'], row['name'], row['target'], number(row['measured'], form), row.get('baseline', ''),
              'PASS' if row['pass'] else 'FAIL') for gate in found for row in gate['criteria']]
 
 
@@ -670,7 +699,7 @@ def gates_over_seeds(chains):
     """The gates of n chains of run folders as aligned text: mean ± standard deviation (n - 1) of each criterion, its
     worst value, and in how many chains it passes. Raises SystemExit(2), after one line, unless all have the same
     criteria."""
-    tables = [gate_rows(folders) for folders in chains]
+    tables = [gate_rows(folders, '.17g') for folders in chains]                        # all digits of a float
     names = [[row[:2] for row in table] for table in tables]
     if any(other != names[0] for other in names):
         runtime.fail(f'{out}: these runs do not have the same criteria; have all of them ended?')

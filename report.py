@@ -74,7 +74,7 @@ def png(fig):
 
 def newest(folders, name):
     """(phase, path) of the figure of the latest step of the latest phase that has it, or None."""
-    found = [(folder.name, path) for folder in folders for path in sorted(folder.glob(f'plots/{name}_[0-9]*.png'))]
+    found = [(folder.name, path) for folder in folders for path in plot.numbered(folder, name)]
     return found[-1] if found else None
 
 
@@ -128,7 +128,7 @@ def dashboard(folders, text, panels, figures, found, starts):
     for name in figures:
         latest = newest(folders, name)
         if latest:
-            caption = f'{latest[0].upper()}: {CAPTIONS[name]}, step {int(latest[1].stem.rpartition("_")[2])}'
+            caption = f'{latest[0].upper()}: {CAPTIONS[name]}, step {plot.step_of(latest[1])}'
             html += image(latest[1].read_bytes(), caption)
     return html
 
@@ -174,10 +174,10 @@ def write(folders):
     sections = {'Gates': gate_table}
     for heading, text, panels, figures in DASHBOARDS:
         sections[heading] = dashboard(folders, text, panels, figures, found, starts)
-    montages = [(folder.name.upper(), newest([folder], 'montage')) for folder in folders]
+    montages = [(folder.name.upper(), latest) for folder in folders if (latest := newest([folder], 'montage'))]
     sections['Qualitative'] += ''.join(f'<details><summary>{name}: the sixteen sentences as this phase left them</summary>'
                                        f'{image(found_at[1].read_bytes(), name)}</details>\n'
-                                       for name, found_at in montages[:-1] if found_at) + samples(folders)
+                                       for name, found_at in montages[:-1]) + samples(folders)
     curves = [(folder.name.upper(), newest([folder], 'trends')) for folder in folders]
     sections['Learning curves'] = ''.join(f'<details open><summary>{name}: every term and metric by step</summary>'
                                           f'{image(found_at[1].read_bytes(), name)}</details>\n'

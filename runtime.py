@@ -176,8 +176,9 @@ def start(phase, config):
     signal.signal(signal.SIGINT, lambda *_: fail('interrupted', status=130))
     run = Run(phase, config, device, rank, world)
     sys.excepthook = run.on_error
-    run.facts = {'phase': phase, 'argv': sys.argv, 'config': config, 'commit': run.commit, 'hardware': hardware(device),
-             'device': str(device), 'dtype': str(run.dtype), 'world': world,
+    run.facts = {'phase': phase, 'argv': [Path(sys.argv[0]).name, *sys.argv[1:]], 'config': config,
+             'commit': run.commit, 'hardware': hardware(device), 'device': str(device), 'dtype': str(run.dtype),
+             'world': world,
              'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': numpy.__version__},
              'started': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
     try:

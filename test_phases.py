@@ -188,7 +188,8 @@ def test_chain_run_folder(chain, phase):
     folder = chain.folder / f'out/{phase}'
     facts, checkpoint = json.loads((folder / 'run.json').read_text()), load(folder)
     assert all(facts[key] == checkpoint[key] for key in ('phase', 'config', 'commit'))
-    assert facts['argv'][0].startswith(str(ROOT / phase)) and facts['world'] == 1 and facts['dtype'] == 'torch.float32'
+    assert (ROOT / facts['argv'][0]).is_file() and facts['argv'][0].startswith(phase)
+    assert facts['world'] == 1 and facts['dtype'] == 'torch.float32'
     assert facts['versions'].keys() >= {'python', 'torch', 'numpy'} and facts['hardware'] and facts['started']
 
     log = rows(folder / 'metrics.jsonl')
@@ -285,16 +286,47 @@ def test_trends_keep_the_colour_of_a_term_and_show_the_control(tmp_path, monkeyp
         rows = [{'step': step, 'train/wavelet': 2.0 + more, 'train/tv': 1.0 + more, 'val/prior_tv': 3.0 + more,
                  'val/prior_var': 1.0 + more} for step in (0, 10)]
         (tmp_path / name / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    (tmp_path / 'p6/run.json').write_text(json.dumps({'config': {'control': str(tmp_path / 'control')}}))
-    plot.trends(tmp_path / 'p6')
+    (tmp_path / 'p6/run.json').write_text(json.dumps({'config': {'control': 'where/it/once/was/control'}}))
+    plot.trends(tmp_path / 'p6')                                              # the control is found beside it
     loss, priors = figures[0].axes
-    assert {ax.get_ylabel() for ax in (loss, priors)} == {'as each is defined'}
+    assert [ax.get_ylabel() for ax in (loss, priors)] == ['as each is defined, where above 0', 'as each is defined']
     colour = {(ax, line.get_label()): line.get_color() for ax in (loss, priors) for line in ax.lines}
     assert colour[loss, 'tv'] == colour[priors, 'tv'] != colour[priors, 'var'] != colour[loss, 'wavelet']
     for ax in loss, priors:
         dotted = {line.get_color(): line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ':'}
         solid = {line.get_color(): line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == '-'}
         assert len(solid) == 2 and dotted == {colour: value + 1 for colour, value in solid.items()}
+
+
+def test_trends_keep_what_is_trained_in_sight(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plot, 'save', lambda fig, path: figures.append(fig))
+    rows = [{'step': step, 'train/loss': 0.5, 'train/nce': 0.4, 'train/var': 4e4} for step in (0, 10)]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    plot.trends(tmp_path)
+    low, high = figures[0].axes[0].get_ylim()
+    assert low < 0.4 and 0.5 < high < 4e4
+
+
+def test_a_damaged_log_is_one_line(tmp_path, capsys):
+    for line in (b'\0\0', b'{"step": 5, "tr{"step": 6}', b'\xff', b'3'):
+        (tmp_path / 'metrics.jsonl').write_bytes(b'{"step": 0, "val/r1": 0.5}\n' + line + b'\n{"step": 7')
+        with pytest.raises(SystemExit) as stop:
+            plot.trends(tmp_path)
+        assert stop.value.code == 2 and 'metrics.jsonl, line 2: ' in capsys.readouterr().err
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "said": "\u2028"}\n{"step": 7')
+    assert plot.read_lines(tmp_path / 'metrics.jsonl') == [{'step': 0, 'said': '\u2028'}], 'the last is being written'
+
+
+def test_an_evaluation_leaves_the_pictures_of_others_and_draws_no_nan(tmp_path):
+    theirs = {'compare_2026.png', 'montage_000500 (copy).png', 'step_000005 (copy).npz'}
+    (tmp_path / 'plots').mkdir()
+    for name in theirs | {'montage_000900.png'}:
+        (tmp_path / 'plots' / name).write_bytes(b'x')
+    plot.evaluation(tmp_path, 0, {'alpha_image': torch.full((4, 2), math.nan)})
+    assert len(list((tmp_path / 'plots').iterdir())) == 4, 'nothing is drawn, nothing goes'
+    plot.evaluation(tmp_path, 0, {'alpha_image': torch.rand(40, 2)})
+    assert {path.name for path in (tmp_path / 'plots').iterdir()} == theirs | {'slopes_000000.png', 'step_000000.npz'}
 
 
 def test_bench_canvases_are_drawn_again_from_their_file(tmp_path, capsys):
