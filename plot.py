@@ -492,7 +492,7 @@ def spectra_arrays(V, samples=20_000):
 # ---- figures of a run -----------------------------------------------------------------------------------------------
 
 PANELS = (  # title, unit, the metrics that belong there, how they are drawn
-    ('Training loss', 'as each is defined, where above 0',
+    ('Training loss', 'as defined, where above 0',
      r'train/(?!((unet_)?(grad_norm|lr)|stage|swaps_beaten)$).*', {'log': True}),
     ('Total variation', 'mean |difference| a pixel', r'val/tv(_normalised)?', {'zero': True}),
     ('Channel standard deviation', 'of a pixel', r'val/std', {'zero': True}),

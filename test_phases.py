@@ -289,7 +289,7 @@ def test_trends_keep_the_colour_of_a_term_and_show_the_control(tmp_path, monkeyp
     (tmp_path / 'p6/run.json').write_text(json.dumps({'config': {'control': 'where/it/once/was/control'}}))
     plot.trends(tmp_path / 'p6')                                              # the control is found beside it
     loss, priors = figures[0].axes
-    assert [ax.get_ylabel() for ax in (loss, priors)] == ['as each is defined, where above 0', 'as each is defined']
+    assert [ax.get_ylabel() for ax in (loss, priors)] == ['as defined, where above 0', 'as each is defined']
     colour = {(ax, line.get_label()): line.get_color() for ax in (loss, priors) for line in ax.lines}
     assert colour[loss, 'tv'] == colour[priors, 'tv'] != colour[priors, 'var'] != colour[loss, 'wavelet']
     for ax in loss, priors:
