@@ -596,10 +596,10 @@ def small_multiples(found, titles=None, starts={}, control={}):
     if not panels:
         return None
     rows, last = -(-len(panels) // 3), max(steps.max() for steps, _ in found.values())
-    height = 2.4 * rows + 0.75                                                # axes of 1.5 inches, 0.9 between them
+    height = 2.4 * rows + 0.9                                                 # axes of 1.5 inches, 0.9 between them
     fig = Figure(figsize=(9, height))
     axes = fig.subplots(rows, 3, squeeze=False, gridspec_kw={
-        'left': 0.07, 'right': 0.985, 'top': 1 - 0.8 / height, 'bottom': 0.85 / height, 'wspace': 0.28, 'hspace': 0.6})
+        'left': 0.07, 'right': 0.985, 'top': 1 - 0.8 / height, 'bottom': 1.0 / height, 'wspace': 0.28, 'hspace': 0.6})
     for ax in axes.flat[len(panels):]:
         ax.remove()
     for i, (ax, (title, unit, curves, how)) in enumerate(zip(axes.flat, panels)):
@@ -618,7 +618,8 @@ def small_multiples(found, titles=None, starts={}, control={}):
     handles = [Line2D([], [], color=channel_colour(c), label=f'channel {c}') for c in range(channels)]
     handles += [Line2D([], [], color=INK, lw=0.8, ls=GATE, label='gate'), Patch(color=SHADE, label='band of the gate')]
     handles += [Line2D([], [], color=INK, lw=0.9, ls=':', label='the same without the prior')] if control else []
-    fig.legend(handles=handles, loc='lower center', ncols=10, columnspacing=1.2, handletextpad=0.5)
+    handles += [Line2D([], [], color=INK, lw=0, marker='.', label='held out (the last of a finished run: test scenes)')]
+    fig.legend(handles=handles, loc='lower center', ncols=5, columnspacing=1.2, handletextpad=0.5)
     return fig
 
 
@@ -637,15 +638,18 @@ def trends(folder):
 
 def ablations(folder, names, targets, drops, sides):
     """ablations.png: drops (ablations, targets) in standard deviations of the baseline as a heat map whose colour ends
-    at 5, and a dot where `sides` is not 0: the seeds do not overlap."""
-    fig, axes = figure(9, 1.6 + 0.28 * len(names))
+    at 5, with a mark where `sides` is not 0: a dot where every seed is worse than every one of the baseline (1), a ring
+    where every one is better (-1)."""
+    fig, axes = figure(9, 1.9 + 0.28 * len(names))
     ax = axes[0, 0]
     image = ax.imshow(np.clip(drops, -5, 5), cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
     ax.set_yticks(range(len(names)), [f'without {name}' for name in names])
     ax.set_xticks(range(len(targets)), targets, rotation=40, ha='right')
-    for i, k in zip(*np.nonzero(sides)):
-        ax.plot(k, i, '.', color=INK)
+    for side, fill, label in ((1, INK, 'every seed worse'), (-1, 'white', 'every seed better')):
+        i, k = np.nonzero(sides == side)
+        ax.plot(k, i, 'o', ms=5, mfc=fill, mec='white' if fill == INK else INK, mew=0.8, label=label)
     ax.set_title('What each piece is for')
+    fig.legend(loc='lower left', ncols=1)
     fig.colorbar(image, label='worse by (sd of the baseline)', extend='both')
     return save(fig, Path(folder) / 'ablations.png')
 
