@@ -87,6 +87,16 @@ def attention_maps(decoder, V, z, x, run):
     return (weights / weights.sum(-1, keepdim=True)).unflatten(2, (side, side))
 
 
+def attention_arrays(nets, V, x, types, tokenizer, run):
+    """What the figure of attention is drawn from: where the decoder looks on canvases V of sentences x (B, T)."""
+    with torch.no_grad(), run.autocast():
+        z = nets['readout'](V)
+    words = [[tokenizer.decode([i]) if i >= data.SPECIALS else '.' if i == data.EOS else '' for i in row]
+             for row in x.tolist()]
+    return {'attention': attention_maps(nets['decoder'], V, z, x, run), 'attention_tokens': words,
+            'attention_types': [[data.TYPES[types[i]] for i in row] for row in x.tolist()]}
+
+
 @torch.no_grad()
 def attended_cells(decoder, V, z, x, types, run, batch=256):
     """How many canvas cells a token looks at, exp(entropy) a head, mean over content and over function tokens."""
@@ -143,7 +153,7 @@ def evaluate(nets, x, types, concepts, tokenizer, run, checked):
     metrics['free_exact'] = sum(a == b for a, b in pairs) / len(pairs)
     if checked:
         metrics |= graph_metrics([b for _, b in pairs], [a for a, _ in pairs])
-    return metrics, tables, pairs, (V, z)
+    return metrics, tables, pairs, V
 
 
 def gate(m, tables, checked):
@@ -195,15 +205,11 @@ def main():
             decoders.eval()
             x_held = splits['test' if last else 'val'].fixed(512)      # as in P1
             with ema.weights():
-                metrics, tables, pairs, (V, z) = evaluate(nets, x_held, types, concepts, tokenizer, run, checked)
-                maps = attention_maps(nets['decoder'], V[:4], z[:4], x_held[:4], run)
+                metrics, tables, pairs, V = evaluate(nets, x_held, types, concepts, tokenizer, run, checked)
+                arrays = attention_arrays(nets, V[:4], x_held[:4], types, tokenizer, run)
             run.log(step, metrics, prefix='val')
             if run.master:
-                words = [[tokenizer.decode([i]) if i >= data.SPECIALS else '.' if i == data.EOS else '' for i in row]
-                         for row in x_held[:4].tolist()]
-                plot.evaluation(run.dir, step, {
-                    'attention': maps, 'attention_tokens': words,
-                    'attention_types': [[data.TYPES[types[i]] for i in row] for row in x_held[:4].tolist()],
+                plot.evaluation(run.dir, step, arrays | {
                     'ce_types': ['function', *data.TYPES[1:]],
                     'ce_values': torch.tensor([metrics[f'ce_{name}'] for name in ('function', *data.TYPES[1:])]),
                     'controls_names': list(tables), 'controls_ce': torch.tensor([t['ce'] for t in tables.values()]),

@@ -306,6 +306,8 @@ def main():
             with ema.weights():
                 metrics, ways, rows, V = evaluate(nets, held_out, types, concepts, tokenizer, run, cell, config)
                 arrays = canvas_arrays(encoder, V, tokenizer, run)
+                if last:      # drawing it takes two seconds
+                    arrays |= p4_decoder.attention_arrays(nets, V[:4], held_out.fixed(4), types, tokenizer, run)
             evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics, prefix='val')
             if run.master:

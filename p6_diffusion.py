@@ -311,6 +311,8 @@ def main():
                     found, texts, sampled = evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, config)
                     metrics |= found
                 arrays = canvas_arrays(encoder, V, tokenizer, run)
+                if last:
+                    arrays |= p4_decoder.attention_arrays(nets, V[:4], held_out.fixed(4), types, tokenizer, run)
             if together:
                 evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics, prefix='val')

@@ -155,7 +155,7 @@ def rows(path):
 
 FIGURES = {'p1': {'montage', 'spectra', 'slopes', 'correlation', 'gradients', 'trends'},
            'p2': {'tsne'}, 'p3': {'shift'}, 'p4': {'attention', 'token_types', 'controls', 'trends'},
-           'p5': {'samples'}, 'p6': {'samples', 'drawn'}}
+           'p5': {'samples', 'attention'}, 'p6': {'samples', 'drawn', 'attention'}}
 NETS = {'p1': {'encoder', 'decoder'}, 'p2': {'encoder', 'decoder', 'readout'},
         'p3': {'encoder', 'decoder', 'readout'}, 'p5': {'encoder', 'readout', 'decoder'},
         'p4': {'encoder', 'readout', 'decoder', 'canvas only', 'z only', 'no canvas'},
