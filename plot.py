@@ -29,7 +29,7 @@ import priors
 import runtime
 
 run = ''          # one run folder; '' is every p*/ in `out`
-out = 'out'       # the folder that holds the run folders; with gates also several, a,b,c: one a seed
+out = 'out'       # the folder that holds the run folders; also several, a,b,c: one a seed
 gates = False     # a table of all gates, drawn and printed, instead of the figures
 html = False      # report.html beside the run folders, instead of the figures
 config = runtime.configure(globals())
@@ -149,19 +149,19 @@ def read_lines(path):
     return rows
 
 
-# ---- figures of one evaluation: each takes all arrays of it, {name: array}, and returns a Figure ---------------------
-
 def read_json(path, keys=()):
     """A JSON object from a file. SystemExit(2), after one line, if it is none or lacks one of keys."""
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
         missing = [key for key in keys if key not in found]
-    except ValueError:
+    except (ValueError, TypeError):
         missing = ['JSON']
     if missing:
         runtime.fail(f'{path}: lacks {", ".join(missing)}, is it damaged? The run writes it again: --resume=true')
     return found
 
+
+# ---- figures of one evaluation: each takes all arrays of it, {name: array}, and returns a Figure ---------------------
 
 def montage(a):
     """Canvases `montage` (N, C, H, W), a row for each sentence of `titles` (N,), a column for each channel.
@@ -772,7 +772,7 @@ def redraw(folder):
 
 def main():
     chains = [sorted(path for path in Path(folder).glob('p*') if path.is_dir()) for folder in out.split(',')]
-    folders = [Path(run)] if run else chains[0]
+    folders = [Path(run)] if run else [folder for chain in chains for folder in chain]
     if html and (len(chains) > 1 or run or gates):
         runtime.fail('--html=true makes one report of all phases of one --out, gates included: it goes with no --run, no '
                      '--gates and no second folder')

@@ -2,7 +2,8 @@
 
 Everything comes from the run folders; the figures are inside the file, so it can be sent or put on a server as it is.
 
-Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png, out/p7/ablations.png      Writes: out/report.html
+Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png; out/p7/ablations.png, out/bench/canvases.png
+Writes: out/report.html
     python plot.py --html=true
 """
 import base64
@@ -184,7 +185,10 @@ def write(folders):
                                           for name, found_at in curves if found_at)
     for path in (folder / 'ablations.png' for folder in folders):
         if path.is_file():
-            sections['Ablations'] = image(path.read_bytes(), 'what gets worse without each piece; a dot: in every seed')
+            sections['Ablations'] = image(path.read_bytes(), 'what gets worse without each piece; a dot: in every seed; a ring: better')
+    throughput = folders[0].parent / 'bench/canvases.png'
+    if throughput.is_file():
+        sections['Throughput'] = image(throughput.read_bytes(), 'the full-size encoder, two sizes of the canvas')
     sections['Provenance'] = provenance(folders)
     anchors = {heading: heading.lower().replace(' ', '-') for heading in sections}
     links = ' '.join(f'<a href="#{anchor}">{heading}</a>' for heading, anchor in anchors.items())

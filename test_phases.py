@@ -337,7 +337,7 @@ def test_bench_canvases_are_drawn_again_from_their_file(tmp_path, capsys):
     assert (tmp_path / 'canvases.png').read_bytes()[:4] == b'\x89PNG' and 'drew' in capsys.readouterr().out
 
 
-def test_report_shows_the_prior_and_not_its_control_and_the_gate_of_p7(chain, tmp_path):
+def test_report_shows_the_prior_without_its_control_and_p7_and_bench(chain, tmp_path):
     folder = tmp_path / 'out'
     shutil.copytree(chain.folder / 'out', folder)
     shutil.copytree(folder / 'p6', folder / 'p6_control')
@@ -347,21 +347,25 @@ def test_report_shows_the_prior_and_not_its_control_and_the_gate_of_p7(chain, tm
     (folder / 'p7').mkdir()
     (folder / 'p7/gate.json').write_text(json.dumps({'phase': 'p7', 'pass': False, 'criteria': [
         {'name': 'dropping tv shows', 'target': '>= 1', 'measured': 0, 'pass': False}]}))
-    shutil.copy(folder / 'p1/plots/slopes_000002.png', folder / 'p7/ablations.png')
+    (folder / 'bench').mkdir()
+    for name in 'p7/ablations.png', 'bench/canvases.png':
+        shutil.copy(folder / 'p1/plots/slopes_000002.png', folder / name)
     run([str(ROOT / 'plot.py'), f'--out={folder}', '--html=true'])
     text = (folder / 'report.html').read_text(encoding='utf-8')
     assert 'P6_CONTROL' not in text and 'P6: ' in text and 'dropping tv shows' in text
     assert '<h2 id="ablations">' in text and 'what gets worse without each piece' in text
+    assert '<h2 id="throughput">' in text and 'two sizes of the canvas' in text
 
 
 def test_report_refuses_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, content in (('cut', '{"phase": "p1", "cri'), ('other', '{"phase": "p1"}')):
+    for name, content in (('cut', '{"phase": "p1", "cri'), ('other', '{"phase": "p1"}'), ('null', 'null')):
         Path(name, 'p1').mkdir(parents=True)
         Path(name, 'p1/gate.json').write_text(content)
     for words, hint in (([], 'no run folder'), (['--out=a,b'], 'no second folder'), (['--run=p1'], 'no --run'),
                         (['--gates=true'], 'no --gates'), (['--out=cut'], 'cut/p1/gate.json: lacks JSON'),
-                        (['--out=other'], 'other/p1/gate.json: lacks criteria')):
+                        (['--out=other'], 'other/p1/gate.json: lacks criteria'),
+                        (['--out=null'], 'null/p1/gate.json: lacks JSON')):
         with pytest.raises(SystemExit) as stop:
             run([str(ROOT / 'plot.py'), '--html=true', *words])
         assert stop.value.code == 2 and hint in capsys.readouterr().err
