@@ -89,13 +89,14 @@ def kind_of(operator):
 
 
 def measure_step(script, words, timed):
-    """Run a phase's script for `timed` steps and a few more, to its checkpoint -> what a step costs."""
+    """Run a phase's script for `timed` steps and a few more, to its checkpoint -> what a step costs; with timed = 0 for
+    one step -> its peak memory alone."""
     found = {'seconds': [], 'peak': [], 'data': []}
     sentences, in_data, canvases = [], [], []
 
     def clock(run, first, last):
         """Yields steps like Run.steps, none of them due for an evaluation."""
-        for step in range(1, 4):                                                      # compile, allocate
+        for step in range(1, 4 if timed else 2):                                      # compile, allocate
             yield step
         for step in range(4, 4 + timed):
             sentences.clear(), in_data.clear()
@@ -108,6 +109,9 @@ def measure_step(script, words, timed):
             found['peak'].append(peak_rate(run.device, run.dtype))
         found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device),
                      gigabytes=peak_gigabytes(run.device))                            # before the profiler's own
+        if not timed:
+            yield last
+            return
         with FlopCounterMode(display=False) as counter:
             yield step + 1
         found['operations'] = counter.get_total_flops()
@@ -208,7 +212,7 @@ def step_of(phase, words, folder, timed=None, **how):
     before = f'p{int(phase[1]) - 1}'
     own = [f'--out_dir={phase}', f'--device={device}', '--eval_every=1000000', '--max_steps=100',
            *(['--num_scenes=500'] if phase == 'p1' else [f'--init_from={before}/ckpt.pt'])]
-    call = f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {timed or steps})'
+    call = f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {steps if timed is None else timed})'
     return in_a_process(call, folder, **how)
 
 
@@ -296,16 +300,17 @@ def measure_contrast(batch, device):
 
 
 def bench_memory(on_a_gpu):
-    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching); and what the
-    loss over the whole batch adds, by itself, up to batches whose steps take too long here."""
-    folder, rows, part = Path(out_dir).resolve() / 'memory', {}, 64 if on_a_gpu else 2
-    step_of('p1', '--batch_size=4 --compile=false', folder, timed=1)
-    for batch in (256, 1024, 4096) if on_a_gpu else (2, 8, 32):
-        words = f'--batch_size={batch} --grad_accum={batch // part} --staged=false'
-        rows[batch] = found = step_of('p2', words, folder, timed=1)
-        if isinstance(found, dict):
-            found = f"peak {found['gigabytes']:.2f} GiB, {found['seconds'][0]:.1f} s a step"
-        print(f'batch {batch:5d} in parts of {part}: {found}', flush=True)
+    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching), when the
+    micro-step grows, and what the loss over the whole batch adds, by itself, up to batches whose steps take too long
+    here."""
+    folder, rows = Path(out_dir).resolve() / 'memory', {}
+    step_of('p1', '--batch_size=4 --compile=false', folder, timed=0)
+    for batch, part in (((256, 64), (1024, 64), (4096, 64)) if on_a_gpu else
+                        ((2, 2), (8, 2), (32, 2), (16, 8), (32, 16))):
+        found = step_of('p2', f'--batch_size={batch} --grad_accum={batch // part} --staged=false', folder, timed=0)
+        rows[f'{batch} in parts of {part}'] = found
+        print(f'batch {batch:5d} in parts of {part}: '
+              + (f"peak {found['gigabytes']:.2f} GiB" if isinstance(found, dict) else found), flush=True)
     for batch in (256, 1024, 4096):
         rows[f'loss {batch}'] = found = in_a_process(f'measure_contrast({batch}, {device!r})', folder)
         print(f'batch {batch:5d}, the contrastive loss alone: '

@@ -80,30 +80,34 @@ tensorboard = False
 config = runtime.configure(globals())
 
 
-def info_nce(z1, z2, hidden, rows, temperature):
+def info_nce(z1, z2, hidden, rows, temperature, own=slice(None)):
     """InfoNCE (van den Oord et al. 2018): row i of z1 finds row i of z2 among all rows of z2, both (N, E); nats.
 
-    hidden (N, N) bool: pairs that are no negatives. rows (N,) bool: the rows that the mean is taken over."""
-    logits = (z1 @ z2.T / temperature).masked_fill(hidden, -1e4)
-    target = torch.arange(len(z1), device=z1.device)
-    return (F.cross_entropy(logits, target, reduction='none') * rows).sum() / rows.sum()
+    rows (N,) bool: the rows that the mean is taken over. own: the slice of them that this rank answers for, such that
+    the mean over the ranks is that over all rows. hidden (len of own, N) bool: pairs that are no negatives."""
+    target = torch.arange(len(z1), device=z1.device)[own]
+    logits = (z1[own] @ z2.T / temperature).masked_fill(hidden, -1e4)
+    share = len(target) / len(z1)
+    return (F.cross_entropy(logits, target, reduction='none') * rows[own]).sum() / (rows.sum() * share)
 
 
-def contrast(Z, meanings, valid, stage, temperature, anchors=True, mask_false_negatives=True):
+def contrast(Z, meanings, valid, stage, temperature, anchors=True, mask_false_negatives=True, own=None):
     """The contrastive loss of a whole batch. Z (n, K, views, E): scenes x variants x renderings; meanings and valid
-    (n, K). Stage 2 has a third view, a free paraphrase, pulled to the canonical ones without moving them."""
+    (n, K); own: the slice of scenes that this rank answers for, as in info_nce. Stage 2 has a third view, a free
+    paraphrase, pulled to the canonical ones without moving them."""
+    n, K = meanings.shape
+    own = slice(own.start * K, own.stop * K) if own else slice(0, n * K)              # of rows
     z = Z.flatten(0, 1)                                                               # (n*K, views, E)
-    ids, ok = meanings.flatten(), valid.flatten()
-    hidden = ~ok[None, :].expand(len(ok), -1)
+    ids, ok, row = meanings.flatten(), valid.flatten(), torch.arange(n * K, device=Z.device)
+    hidden = ~ok[None, :].expand(own.stop - own.start, -1)                            # (own, n*K)
     if mask_false_negatives:
-        same = ids[:, None] == ids[None, :]
-        hidden = hidden | (same & ~torch.eye(len(ids), dtype=torch.bool, device=ids.device))
-    rows = ok if anchors else ok & (torch.arange(len(ok), device=ok.device) % meanings.shape[1] == 0)
-    loss = info_nce(z[:, 0], z[:, 1], hidden, rows, temperature)
+        hidden = hidden | (ids[own, None] == ids) & (row[own, None] != row)
+    rows = ok if anchors else ok & (row % K == 0)
+    loss = info_nce(z[:, 0], z[:, 1], hidden, rows, temperature, own)
     if anchors:
-        loss = (loss + info_nce(z[:, 1], z[:, 0], hidden, rows, temperature)) / 2
+        loss = (loss + info_nce(z[:, 1], z[:, 0], hidden, rows, temperature, own)) / 2
     if stage == 2:
-        loss = loss + info_nce(z[:, 2], z[:, 0].detach(), hidden, rows, temperature)
+        loss = loss + info_nce(z[:, 2], z[:, 0].detach(), hidden, rows, temperature, own)
     return loss
 
 
@@ -336,7 +340,7 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            terms['nce'] = contrast(Z, meanings, on_device, stage, temperature, anchors, mask_false_negatives)
+            terms['nce'] = contrast(Z, meanings, on_device, stage, temperature, anchors, mask_false_negatives, mine)
             terms['swaps_beaten'] = swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
             loss, (z1, z2) = lambda_nce * terms['nce'], Z[:, :, :2].flatten(0, 1).unbind(1)
             if lambda_vicreg:

@@ -218,7 +218,7 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives)
+            terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives, mine)
             return lambda_nce * terms['nce']
 
         loss, local_terms = runtime.contrastive_backward(

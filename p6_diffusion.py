@@ -375,7 +375,7 @@ def main():
 
             def loss_of_all(z):
                 terms['nce'] = contrast(runtime.gather(z, run), meanings, on_device, 3, knobs['temperature'],
-                                        knobs['anchors'], knobs['mask_false_negatives'])
+                                        knobs['anchors'], knobs['mask_false_negatives'], mine)
                 return knobs['lambda_nce'] * terms['nce']
 
             loss, local_terms = runtime.contrastive_backward(

@@ -555,10 +555,10 @@ class _Gather(torch.autograd.Function):
 def gather(x, run):
     """(n, ...) on each rank -> (world * n, ...) on every rank, in rank order, with gradient; n is equal on all ranks.
 
-    Every rank then computes the same loss L of all rows, and the backward *sums* over the ranks, so that rank r gets
-    world * dL/dx_r. average_gradients divides by world, which leaves sum_r dL/dx_r dx_r/dtheta: exactly what one
-    process finds on the whole batch. The same holds for a loss that is a mean over a rank's own rows, so the two may
-    be added.
+    Rank r then computes a loss L_r of all rows, whose mean over the ranks is what is to fall: the same on each, or that
+    of its own rows against all. The backward *sums* over the ranks, so that rank r gets world * dL/dx_r.
+    average_gradients divides by world, which leaves sum_r dL/dx_r dx_r/dtheta: exactly what one process finds on the
+    whole batch. The same holds for a loss that is a mean over a rank's own rows, so the two may be added.
     """
     return x if run.world == 1 else _Gather.apply(x, run)
 

@@ -201,6 +201,20 @@ def test_contrast_hides_exactly_the_false_negatives():
     assert touched.tolist() == [True, True, True, True, True, False, True, False, True]
 
 
+def test_contrast_of_each_rank_s_own_rows_is_in_the_mean_that_of_all():
+    """Ranks with rows that are not valid, in every stage: the losses, and the gradients that a gather sums."""
+    Z = F.normalize(torch.randn(4, 3, 3, 5), dim=-1).requires_grad_()
+    meanings, valid = torch.cat((MEANINGS, MEANINGS[:1])), torch.cat((VALID, ~VALID[2:]))
+    for options in ({}, {'anchors': False}, {'mask_false_negatives': False}):
+        for stage in (1, 2, 3):
+            whole = p2_contrast.contrast(Z, meanings, valid, stage, 0.3, **options)
+            ranks = [p2_contrast.contrast(Z, meanings, valid, stage, 0.3, own=slice(r, r + 2), **options)
+                     for r in (0, 2)]
+            assert torch.allclose(sum(ranks) / 2, whole, rtol=1e-6) and not torch.allclose(*ranks)
+            gradients = (torch.autograd.grad(loss, Z)[0] for loss in (sum(ranks) / 2, whole))
+            assert torch.allclose(*gradients, atol=1e-7)
+
+
 def test_stage_2_does_not_move_the_canonical_rows():
     Z = F.normalize(torch.randn(3, 3, 3, 5), dim=-1).requires_grad_()
     one, two = (torch.autograd.grad(p2_contrast.contrast(Z, MEANINGS, VALID, stage, 0.3), Z)[0] for stage in (1, 2))
