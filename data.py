@@ -630,6 +630,9 @@ def read_array(path, name):
     return torch.from_numpy(array.reshape(-1, len(VARIANTS)) if name in ('first', 'count', 'meanings') else array)
 
 
+SALT = 500_000_003         # what else is drawn of a step has a generator of its own, or it would hang on the scenes
+
+
 class Corpus:
     """One split. Variant 0 is the scene itself, the others its counterfactuals in the order of FAMILIES; a variant has
     `count` renderings, the first `canonical` of them in canonical form. Drawing is a pure function of (seed, step):
@@ -752,11 +755,10 @@ class Corpus:
         return self.take(scene, variant, count[scene, variant] - 1 - rendering), scene, [kinds[f] for f in variant]
 
 
-def spread(index, each, k):
-    """About k rows out of scenes x each flattened rows: as many of each scene, its variants and views in turn.
-    Neighbours are of different scenes, as the prior on what unrelated canvases share wants them. index (n,): which
-    scenes of the whole batch these are, so that the same rows are taken however the batch is split."""
-    m = min(each, max(1, k // len(index)))
+def spread(index, each, m):
+    """m of the `each` flattened rows (variants, views) of n scenes, in turn -> (m * n,), the first of every scene, then
+    the second, ...: neighbours are of different scenes, as the prior on what unrelated canvases share wants them.
+    index (n,): which scenes of the whole batch these are, so that the same rows are taken however it is split."""
     turn = torch.arange(m, device=index.device)[:, None]
     return (torch.arange(len(index), device=index.device) * each
             + (index + turn * (each // m)) % each).flatten()   # (m*n,)

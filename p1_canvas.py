@@ -57,8 +57,8 @@ lambda_rec = 1.0          # cross-entropy of reading the sentence from V; 0 is t
 prior_gate = 0.5          # nats a token: priors come in once V is read this well (reading first, LOG.md); 0: at once
 look_every = 20           # steps between looks at whether they come in: each waits for the device
 prior_ramp = 100          # steps over which they come in; 0, at once, is the plan
-canvas_noise = 0.3        # sd of the noise on V that the throwaway decoder reads through: without it the priors press
-                          # what depends on the sentence down to 5% of the canvas
+canvas_noise = 0.3        # sd of the noise on V, whose channels have unit variance, that the throwaway decoder reads
+                          # through: without it the priors press what depends on the sentence down to 5% of the canvas
 alpha = 2.0               # target slope of the spectrum
 prior_samples = 64        # canvases a step (all ranks) that the priors see: a per-sample mean needs no more
 blur_steps = 0            # blur V before the priors for their first steps (the plan's warm-up, sigma 0.8 px)
@@ -99,9 +99,11 @@ def weights(config):
     return {name: config[f'lambda_{name}'] for name in priors.PRIORS}
 
 
-def noisy(V, sd):
-    """V as the throwaway decoder reads it. Channels have unit variance, so sd is one over the signal-to-noise ratio."""
-    return V + sd * torch.randn_like(V) if sd else V
+def reading_noise(rows, V_shape, seed, step, run):
+    """Standard normal noise for the canvases that the throwaway decoder reads, rows (a tuple) of the global batch ->
+    (*rows, C, H, W) on the device. A function of seed and step: all ranks and micro-steps cut theirs from the same."""
+    generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step + 4 * data.SALT)
+    return torch.randn(*rows, *V_shape, generator=generator, device=run.device)
 
 
 def reconstruction(decoder, V, z, x, start=BOS):
@@ -257,15 +259,17 @@ def main():
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
         nets.train()
-        x = train.sentences(batch_size, seed, step)[runtime.local_slice(run, batch_size), 0]
+        mine = runtime.local_slice(run, batch_size)
+        x = train.sentences(batch_size, seed, step)[mine, 0]
+        noise = reading_noise((batch_size,), (channels, size, size), seed, step, run)[mine]
         stride = max(1, batch_size // prior_samples)      # the priors see the same canvases however the batch is split
         age = 0 if came_in is None else step - came_in        # of the priors, in steps
         ramp = 0.0 if came_in is None else min(1.0, (age + 1) / max(1, prior_ramp))
         values = {}
-        for part in x.chunk(grad_accum):
+        for part, eps in zip(x.chunk(grad_accum), noise.chunk(grad_accum)):
             with run.autocast():
                 V = encoder(part)
-                rec = (reconstruction(decoder, noisy(V, canvas_noise * ramp), None, part)
+                rec = (reconstruction(decoder, V + canvas_noise * ramp * eps, None, part)
                        if lambda_rec else V.new_zeros(()))
             shown = prior_input(priors.seen(V, stride, len(V)), age, blur_steps, coordinate_steps)
             terms = priors.image_prior_terms(shown, alpha, cell)

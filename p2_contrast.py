@@ -21,7 +21,7 @@ import priors
 import runtime
 import p1_canvas
 from model import build_readout
-from p1_canvas import canvas_arrays, canvas_gate, last_three, noisy, reconstruction, weights
+from p1_canvas import canvas_arrays, canvas_gate, last_three, reading_noise, reconstruction, weights
 
 out_dir = 'out/p2'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p1/ckpt.pt'   # the phase before
@@ -269,7 +269,7 @@ def main():
     untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['test'])      # not even in P1
     for name in ('encoder', 'decoder'):
         nets[name].load_state_dict(previous['ema'][name])
-    cell = arch['size'] // arch['query_grid']
+    cell, V_shape = arch['size'] // arch['query_grid'], (arch['channels'], arch['size'], arch['size'])
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)
     state = runtime.resume(run, nets, optimizer, ema, tokenizer)
@@ -321,19 +321,22 @@ def main():
         x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
+        each = views[0].numel()                                                           # sentences of a scene
+        read = min(each, max(1, rec_samples // batch_size))                               # of which some are read
+        noise = reading_noise((batch_size, read), V_shape, seed, step, run)[mine]
         terms = {}
 
         def forward(part):
-            """(sentences (n, K, views, T), which scenes) -> z (n, K, views, E), the losses that need no
-            other sentence, and their terms."""
-            x, index = part
+            """(sentences (n, K, views, T), which scenes, noise (n, read, C, H, W)) -> z (n, K, views, E), the losses
+            that need no other sentence, and their terms."""
+            x, index, noise = part
             flat = x.flatten(0, 2)
-            some = data.spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
+            some = data.spread(index, each, read)
             with run.autocast():
                 V = encoder(flat)
                 z, V = readout(V), V[some]
-                rec = (reconstruction(decoder, noisy(V, canvas_noise), None, flat[some])
-                       if lambda_rec else V.new_zeros(()))
+                noisy = V + canvas_noise * noise.transpose(0, 1).flatten(0, 1)
+                rec = reconstruction(decoder, noisy, None, flat[some]) if lambda_rec else V.new_zeros(())
             found = priors.image_prior_terms(priors.seen(V, stride, prior_samples // parts), alpha, cell)
             local = priors.image_prior_loss(found, weights(config)) + lambda_rec * rec
             return z.unflatten(0, x.shape[:3]), local, found | {'rec': rec}
@@ -350,7 +353,7 @@ def main():
             return loss
 
         loss, local_terms = runtime.contrastive_backward(
-            forward, lambda part: embed_batch(encoder, readout, part, run), (x, index), grad_accum, loss_of_all)
+            forward, lambda part: embed_batch(encoder, readout, part, run), (x, index, noise), grad_accum, loss_of_all)
         terms |= local_terms
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)

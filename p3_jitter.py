@@ -15,7 +15,7 @@ import data
 import plot
 import priors
 import runtime
-from p1_canvas import canvas_arrays, canvas_gate, encode, last_three, noisy, reconstruction, weights
+from p1_canvas import canvas_arrays, canvas_gate, encode, last_three, reading_noise, reconstruction, weights
 from p2_contrast import build, confused_pairs, contrast, embed, embed_batch, evaluate, say_held_out
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
@@ -120,7 +120,6 @@ def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
             'cutout_cosine_worst': min(cuts)}
 
 
-SALT = 500_000_003         # or the jitter of a scene would hang on which scene was drawn
 ROBUST = ('jitter_cosine', 'jitter_cosine_worst', 'blur_cosine', 'cutout_cosine', 'cutout_cosine_worst')
 
 
@@ -145,7 +144,7 @@ def main():
     for name, net in nets.items():
         net.load_state_dict(previous['ema'][name])
         net.eval()
-    cell = arch['size'] // arch['query_grid']
+    cell, V_shape = arch['size'] // arch['query_grid'], (arch['channels'], arch['size'], arch['size'])
     before = {'r1': previous['metrics']['r1'],
               **robustness(encoder, readout, splits['test'].fixed(512), run, max_shift, blur_sigma, cutout)}
     pairs = (confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
@@ -189,27 +188,30 @@ def main():
             group['lr'] = lr * group['scale']
         nets.train()
         scenes, variants, views, valid = train.contrast_batch(batch_size, seed, step, 3, negatives, leave_out, pairs)
-        u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step + SALT))
+        u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step + data.SALT))
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
         u = u[mine].to(run.device)
         meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
+        each = views[0].numel()                                                           # sentences of a scene
+        read = min(each, max(1, rec_samples // batch_size))                               # of which some are read
+        noise = reading_noise((batch_size, read), V_shape, seed, step, run)[mine]
         terms = {}
 
         def forward(part):
-            """(x (n, K, views, T), u (n, K, views, 7), which scenes) -> z (n, K, views, E), the losses that
-            need no other sentence, and their terms."""
-            x, u, index = part
+            """(x (n, K, views, T), u (n, K, views, 7), which scenes, noise (n, read, C, H, W)) -> z (n, K, views, E),
+            the losses that need no other sentence, and their terms."""
+            x, u, index, noise = part
             flat = x.flatten(0, 2)
             with run.autocast():
                 V = encoder(flat)
                 z = readout(V)
                 T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
                 jittered = readout(T_V).unflatten(0, x.shape[:3])
-                some = data.spread(index, x.shape[1] * x.shape[2], rec_samples // parts)
-                rec = (reconstruction(decoder, noisy(T_V[some], canvas_noise), None, flat[some])
-                       if lambda_rec else V.new_zeros(()))
+                some = data.spread(index, each, read)
+                noisy = T_V[some] + canvas_noise * noise.transpose(0, 1).flatten(0, 1)
+                rec = reconstruction(decoder, noisy, None, flat[some]) if lambda_rec else V.new_zeros(())
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
             found = priors.image_prior_terms(priors.seen(V[some], stride, prior_samples // parts), alpha, cell)
@@ -222,7 +224,8 @@ def main():
             return lambda_nce * terms['nce']
 
         loss, local_terms = runtime.contrastive_backward(
-            forward, lambda part: embed_batch(encoder, readout, part, run), (x, u, index), grad_accum, loss_of_all)
+            forward, lambda part: embed_batch(encoder, readout, part, run), (x, u, index, noise), grad_accum,
+            loss_of_all)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), grad_clip)
         optimizer.step()

@@ -26,7 +26,7 @@ from model import BOS, PARA, trim
 from p1_canvas import (canvas_arrays, canvas_gate, canvas_metrics, encode, last_three, reconstruction, token_metrics,
                        weights)
 from p2_contrast import confused_pairs, contrast, embed, embed_batch, say_held_out, semantic_gate, semantic_metrics
-from p3_jitter import SALT, jitter, robustness
+from p3_jitter import jitter, robustness
 from p4_decoder import graph_metrics
 
 out_dir = 'out/p5'        # run folder: checkpoint, metrics, gate, plots
@@ -214,7 +214,7 @@ def batch(corpus, seed, step, length, knobs, pairs=None):
     n = knobs['batch_size']
     scenes, variants, views, valid = corpus.contrast_batch(n, seed, step, 3, knobs['negatives'], knobs['leave_out'],
                                                            pairs)
-    generator = torch.Generator().manual_seed(1_000_003 * seed + step + SALT)
+    generator = torch.Generator().manual_seed(1_000_003 * seed + step + data.SALT)
     u = torch.rand(*views.shape, 7, generator=generator)
     trips = min(max(1, knobs['generated'] // n), views.shape[1])                      # sentences a scene that go round
     return scenes, variants, views, valid, u, torch.rand(n, trips, knobs['best_of_k'], length, generator=generator)
@@ -234,7 +234,8 @@ def local_losses(nets, part, run, cell, parts, knobs):
                                   knobs['cutout']))
         rows = torch.arange(len(flat), device=flat.device)
         other = rows ^ 1                                                              # its paraphrase: views are paired
-        some = data.spread(index, x.shape[1] * x.shape[2], knobs['dec_samples'] // parts)
+        each = x.shape[1] * x.shape[2]                                                # sentences of a scene
+        some = data.spread(index, each, min(each, max(1, knobs['dec_samples'] // knobs['batch_size'])))
         again = reconstruction(decoder, V[some], z[some], flat[some])
         para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if share else z.new_zeros(())
         fewer = max(1, knobs['batch_size'] // knobs['generated'])                     # or every so many scenes one

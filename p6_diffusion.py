@@ -26,7 +26,6 @@ import runtime
 from model import build_unet
 from p1_canvas import canvas_arrays, canvas_metrics, encode, last_three
 from p2_contrast import confused_pairs, contrast, embed, embed_batch, say_held_out
-from p3_jitter import SALT
 from p4_decoder import free_run
 
 out_dir = 'out/p6'        # run folder: checkpoint, metrics, gate, plots
@@ -339,7 +338,7 @@ def main():
         for group in optimizer.param_groups:
             group['lr'] = unet_lr if group['net'] == 'unet' else lr * group['scale']
         nets.train()
-        generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step + 2 * SALT)    # not the scenes'
+        generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step + 2 * data.SALT)    # not the scenes'
         terms = {}
 
         if lambda_prior:                                               # the U-Net on the buffer
@@ -383,7 +382,7 @@ def main():
             terms |= local_terms
             if lambda_prior:      # the control's buffer is read by nobody
                 # Random sentences: those of the batch are mostly the ones that z confuses.
-                new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * SALT)[:, 0], run)
+                new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * data.SALT)[:, 0], run)
                 new = (new - mean) / std
                 buffer[torch.arange(oldest, oldest + len(new), device=run.device) % len(buffer)] = new
                 oldest = (oldest + len(new)) % len(buffer)

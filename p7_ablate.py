@@ -94,7 +94,7 @@ CONTRAST, PRIOR, LATER = ('p2', 'p3', 'p5'), ('p1', 'p2', 'p3', 'p5'), ('p3', 'p
 
 
 def ablation(phases, words, **more):
-    """{phase: words} of a piece that is switched off in several phases, with what one of them needs besides."""
+    """{phase: words} of a piece that is switched off in several phases; more: extra words for one phase."""
     return {phase: f'{words} {more.get(phase, "")}' for phase in phases}
 
 
@@ -111,8 +111,11 @@ ABLATIONS = {
     'counterfactual negatives': ablation(CONTRAST, '--negatives=0', p2='--staged=false'),
     'masking of false negatives': ablation(CONTRAST, '--mask_false_negatives=false'),
     'pyramid readout': {'p2': '--pyramid=false'},
-    # what is ours and not the plan's
+    # what is ours and not the plan's. Without stages z is asked from step 250 on which scenes it confuses, with them
+    # from some 750 on, and knows less then; without var what holds the size of a canvas goes, which common can grow.
     'stages (ours)': {'p2': '--staged=false'},
+    'stages and mined pairs (ours)': {'p2': '--staged=false --mine_every=0'},
+    'var and common (ours)': ablation(PRIOR, '--lambda_var=0 --lambda_common=0'),
     'all hard negatives (ours)': ablation(LATER, '--negatives=0 --mine_pairs=false') | {
         'p2': '--negatives=0 --staged=false --mine_every=0'},
     # nothing to wait for: the priors are there from step 0
@@ -242,6 +245,14 @@ def to_do(chain):
     return found[::-1]
 
 
+def longest(queue):
+    """Minutes of the longest chain of runs in queue, each of which waits for the one before it."""
+    until = {}
+    for run in queue:
+        until[run.folder / 'ckpt.pt'] = until.get(run.before, 0) + MINUTES[run.phase]
+    return max(until.values(), default=0)
+
+
 def start(run, slot, threads, gpus, lock):
     """The process of a run, which holds on to the lock; what it prints goes to run.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -332,6 +343,25 @@ def seeds_there():
     return sorted({int(path.name[4:]) for path in Path(out_dir, preset).glob('*/seed*')})
 
 
+def sources_of(chain):
+    """{(commit, hardware)} of the runs of a chain."""
+    found = set()
+    for path in (run.folder / 'run.json' for run in chain):
+        if path.is_file():
+            about = json.loads(path.read_text(encoding='utf-8'))
+            commit = about['commit'] or 'no git'
+            found.add((commit[:7] + '-dirty' * commit.endswith('dirty'),
+                       re.sub(r', \d+ threads', '', about['hardware'])))
+    return found
+
+
+def made_by(sources):
+    """A line under a table: which runs it is made of."""
+    made = '; '.join(f'{commit} on {hardware}' for commit, hardware in sorted(sources))
+    several = ' **The runs are of several commits or machines.**' if len(sources) > 1 else ''
+    return f'\nPreset `{preset}`, made by {made}.{several}\n'
+
+
 def collect():
     """({ablation: (seeds, targets) array}, sources) of all runs that are there, whatever was asked for; nan for a chain
     that diverged. sources: {(commit, hardware)} of them. Left out, and named: what has other settings, and seeds whose
@@ -348,12 +378,7 @@ def collect():
                 continue
             found.setdefault(name, {})[seed] = (values_of(metrics_of(chain[-1].folder), TARGETS) if done else
                                                 [math.nan] * len(TARGETS))
-            for path in (run.folder / 'run.json' for run in chain):
-                if path.is_file():
-                    about = json.loads(path.read_text(encoding='utf-8'))
-                    commit = about['commit'] or 'no git'
-                    sources.add((commit[:7] + '-dirty' * commit.endswith('dirty'),
-                                 re.sub(r', \d+ threads', '', about['hardware'])))
+            sources |= sources_of(chain)
     return {name: np.array(list(rows.values())) for name, rows in found.items() if rows}, sources
 
 
@@ -363,19 +388,21 @@ ALPHA = 0.05              # of the permutation test: with three seeds each it ta
 
 def effects(base, other):
     """Drops of other (n, targets) below base (m, targets): in standard deviations of the baseline (positive is worse;
-    the sd is at least the metric's resolution), and whether the seeds do not overlap (+1 all worse, -1 all better, 0
-    neither). nan is worse than anything."""
+    the sd is at least the metric's resolution), and whether the seeds lie apart by more than the resolution (+1 all
+    worse, -1 all better, 0 neither). nan is worse than anything, and in the baseline nothing to compare with."""
     drop = SIGN * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), RESOLUTION)
     ours, theirs = (np.where(np.isnan(values), -np.inf, SIGN * values) for values in (base, other))
-    side = ((ours.min(0) > theirs.max(0)).astype(int) - (ours.max(0) < theirs.min(0))) * np.abs(SIGN)
-    return np.where(SIGN == 0, 0, np.nan_to_num(drop, nan=np.inf)), side
+    side = ((ours.min(0) > theirs.max(0) + RESOLUTION).astype(int)
+            - (ours.max(0) + RESOLUTION < theirs.min(0))) * np.abs(SIGN)
+    return np.where((SIGN == 0) | np.isnan(base).any(0), 0, np.nan_to_num(drop, nan=np.inf)), side
 
 
 def p_value(base, other):
     """Permutation test of "some target metric is worse": the share of all labellings of the same runs whose largest t
-    statistic (pooled sd, at least the resolution) is at least this labelling's. The maximum over the metrics allows for
-    there being many of them (max-T, Westfall & Young 1993). Runs of one seed share what comes before the branch, and of
-    that the test makes nothing: it misses what is small. nan is 10 worse than anything."""
+    statistic (of the difference beyond the resolution; pooled sd, at least the resolution) is at least this
+    labelling's. The maximum over the metrics allows for there being many of them (max-T, Westfall & Young 1993). Runs
+    of one seed share what comes before the branch, and of that the test makes nothing: it misses what is small. nan is
+    10 worse than anything."""
     scores, (m, n) = SIGN * np.concatenate([base, other]), (len(base), len(other))
     worst = np.min(scores, 0, where=~np.isnan(scores), initial=1e3) - 10 * np.abs(SIGN)
     scores = np.where(np.isnan(scores), worst, scores)
@@ -385,7 +412,7 @@ def p_value(base, other):
         ours, theirs = scores[~ablated], scores[ablated]
         variance = ((m - 1) * ours.var(0, ddof=1) + (n - 1) * theirs.var(0, ddof=1)) / (m + n - 2)
         error = np.sqrt(np.maximum(variance, RESOLUTION ** 2) * (1 / m + 1 / n))
-        largest.append(((ours.mean(0) - theirs.mean(0)) / error).max())
+        largest.append((np.maximum(ours.mean(0) - theirs.mean(0) - RESOLUTION, 0) / error).max())
     return float(np.mean(np.array(largest) >= largest[-1] - 1e-9))                 # the last labelling is the true one
 
 
@@ -400,12 +427,14 @@ def table(found, sources):
     """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds do not overlap."""
     base, directed = found['baseline'], int(np.abs(SIGN).sum())
     m = len(base)
-    chance = directed / math.comb(2 * m, m)
-    lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets the drop in standard '
-             f'deviations of the baseline (n = {m}). **Bold**: every seed is worse than every seed of the baseline (by '
-             f'chance {chance:.2g} of {directed} metrics); *italic*: every one is better. p: permutation test of "some '
-             'metric is worse"; what it does not find may still be there. Where z collapses its cosines rise: read them '
-             'beside R@1.', '',
+    chance = f'by chance at most {directed / math.comb(2 * m, m):.2g} of {directed} metrics'
+    lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets how much worse, in standard '
+             f'deviations of the baseline (n = {m}). **Bold**: every seed is worse than every seed of the baseline, '
+             f'beyond the resolution of the metric ({chance}); *italic*: every one is better. p: permutation test of '
+             '"some metric is worse", of which one row in twenty has 0.05 by chance; what it does not find may still '
+             'be there. Each prior has a statistic of its own here, which must react first: |slope - 2|, TV, wavelet '
+             'prior, kurtosis, correlation. Where z collapses its cosines rise, and a canvas without variance has '
+             'little TV: read them beside R@1.', '',
              '| without | n | ' + ' | '.join(label.replace('|', '\\|') for label, *_ in TARGETS) + ' | worse in | p |',
              '|---' * (len(TARGETS) + 4) + '|']
     for name, values in found.items():
@@ -420,18 +449,20 @@ def table(found, sources):
         cells += [(side > 0).sum(), f'{p_value(base, values):.2f}'] if compared else [
             '', ''] if name == 'baseline' else ['n < 2', '']
         lines.append(f'| {name} | ' + ' | '.join(map(str, cells)) + ' |')
-    made = '; '.join(f'{commit} on {hardware}' for commit, hardware in sorted(sources))
-    several = ' **The runs are of several commits or machines.**' if len(sources) > 1 else ''
-    return '\n'.join(lines) + f'\n\nPreset `{preset}`, made by {made}.{several}\n'
+    return '\n'.join(lines) + '\n' + made_by(sources)
 
 
 SLOPE_COLUMNS = (
     ('slope reached', lambda m: np.mean(m['alpha'])),
     ('diffusion loss', lambda m: np.mean([m[f'diffusion_{q}'] for q in p6_diffusion.QUARTERS])),
-    ('of a Wiener filter', lambda m: np.mean([m[f'wiener_{q}'] for q in p6_diffusion.QUARTERS])),
+    ('over a Wiener filter\'s, mean of the quarters of t',
+     lambda m: np.mean([m[f'diffusion_{q}'] / m[f'wiener_{q}'] for q in p6_diffusion.QUARTERS])),
     ('drawn canvases that parse', lambda m: m['drawn_parsed']),
+    ('random phases that parse', lambda m: m['phases_parsed']),
     ('R@1', lambda m: m['r1']), ('R@1 with own counterfactuals', lambda m: m['r1_hard']),
-    ('content accuracy', lambda m: m['content_accuracy']), ('Graph F1', lambda m: m['graph_f1']))
+    ('worst-family gap', lambda m: min(v for k, v in m.items() if k.startswith('gap_'))),
+    ('content accuracy', lambda m: m['content_accuracy']),
+    ('cross-entropy of content tokens', lambda m: m['ce_content']), ('Graph F1', lambda m: m['graph_f1']))
 
 
 def slopes_table():
@@ -439,14 +470,15 @@ def slopes_table():
     whatever is painted: read the diffusion loss beside that of the Wiener filter, which knows the spectrum alone."""
     lines = ['| target slope | n | ' + ' | '.join(label for label, _ in SLOPE_COLUMNS) + ' |',
              '|---' * (len(SLOPE_COLUMNS) + 2) + '|']
-    chains = runs(list(SLOPES), seeds_there())
+    queue, sources = runs(list(SLOPES), seeds_there()), set()
     for name, target in sorted([('baseline', 2.0), *SLOPES.items()], key=lambda pair: pair[1]):
-        done = [run.folder for run in chains
-                if (run.name, run.phase) == (name, 'p6') and own_settings(run) and ended(run)]
-        values = np.array([values_of(metrics_of(folder), SLOPE_COLUMNS) for folder in done])
+        chains = [[run for run in queue if (run.name, run.seed) == (name, seed)] for seed in seeds_there()]
+        done = [chain for chain in chains if ended(chain[-1]) and all(map(own_settings, chain))]
+        values = np.array([values_of(metrics_of(chain[-1].folder), SLOPE_COLUMNS) for chain in done])
         if done:
             lines.append(f'| {target} | {len(done)} | ' + ' | '.join(map(cell, values.T)) + ' |')
-    return '\n'.join(lines) + '\n'
+            sources = sources.union(*map(sources_of, done))
+    return '\n'.join(lines) + '\n' + made_by(sources)
 
 
 def gate(found):
@@ -494,7 +526,7 @@ def main():
     if not draw_only:
         lock = None if dry_run else only_driver()
         queue = to_do(runs(names))
-        hours = sum(MINUTES[run.phase] for run in queue) / parallel() / 60
+        hours = max(sum(MINUTES[run.phase] for run in queue) / parallel(), longest(queue)) / 60
         print(f'{len(queue)} runs to do, {parallel()} at a time' + f', about {hours:.1f} hours' * (preset == 'cpu')
               + f'; {len(runs(names)) - len(queue)} have ended or are not needed')
         if dry_run:

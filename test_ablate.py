@@ -91,6 +91,10 @@ def test_effects_by_hand():
     small = 2 * p7_ablate.RESOLUTION * p7_ablate.SIGN
     assert p7_ablate.effects(base * 0, base * 0 - small)[0] == pytest.approx(2 * directed), 'no spread'
     assert (p7_ablate.effects(base, base * np.nan)[1] == directed).all(), 'an ablation that diverged'
+    tiny = base * 0 - 0.99 * p7_ablate.RESOLUTION * p7_ablate.SIGN
+    assert not p7_ablate.effects(base * 0, tiny)[1].any() and not p7_ablate.effects(tiny, base * 0)[1].any()
+    drop, side = p7_ablate.effects(lost, base)
+    assert drop[0] == side[0] == 0 and not np.isnan(drop).any(), 'nothing to compare with'
 
 
 def test_p_value_by_hand():
@@ -103,6 +107,8 @@ def test_p_value_by_hand():
     assert p7_ablate.p_value(base, one_worse) == 1 / 20, 'the most extreme of all labellings'
     assert p7_ablate.p_value(base, shown_only) == p7_ablate.p_value(base, same) > 1 / 20
     assert p7_ablate.p_value(base, base - 1e6 * (one_worse - same)) == 1.0, 'better is not worse'
+    assert p7_ablate.p_value(base * 0, base * 0 - 0.99 * p7_ablate.RESOLUTION * p7_ablate.SIGN) == 1.0
+    assert p7_ablate.p_value(base * 0, base * 0 - 1.01 * p7_ablate.RESOLUTION * p7_ablate.SIGN) == 1 / 20
     assert p7_ablate.p_value(base, base * math.nan) == 1 / 20
     lost = base.copy()
     lost[2] = math.nan
@@ -255,7 +261,8 @@ def test_slopes_table(tmp_path, monkeypatch):
     monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path))
     metrics = {f'val/{kind}_{q}': value for kind, value in (('diffusion', 0.2), ('wiener', 0.3))
                for q in p6_diffusion.QUARTERS}
-    metrics |= {'val/alpha': [1.0, 1.4], 'val/drawn_parsed': 0.5, 'val/r1': 0.9, 'val/r1_hard': 0.8,
+    metrics |= {'val/alpha': [1.0, 1.4], 'val/drawn_parsed': 0.5, 'val/phases_parsed': 0.4, 'val/r1': 0.9,
+                'val/r1_hard': 0.8, 'val/gap_colour': 0.4, 'val/gap_count': 0.3, 'val/ce_content': 0.01,
                 'val/content_accuracy': 1.0, 'val/graph_f1': 0.7}
     for seed in (0, 2):
         folder = p7_ablate.home('slope 1.2', seed) / 'p6'
@@ -264,9 +271,13 @@ def test_slopes_table(tmp_path, monkeypatch):
         row = {'step': 1, **metrics, 'val/r1': 0.9 + 0.1 * (seed == 2)}
         (folder / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
     rows = p7_ablate.slopes_table().splitlines()
-    assert len(rows) == 3 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|')
-    assert rows[2].startswith('| 1.2 | 2 | 1.2 ± 0 | 0.2 ± 0 | 0.3 ± 0 | 0.5 ± 0 |')
-    assert '| 0.95 ± 0.071 |' in rows[2]
+    assert len(rows) == 5 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|') and rows[4]
+    assert rows[2].startswith('| 1.2 | 2 | 1.2 ± 0 | 0.2 ± 0 | 0.667 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.95 ± 0.071 |')
+    assert '| 0.3 ± 0 | 1 ± 0 |' in rows[2], 'the worst family'
+    made = p7_ablate.home('slope 1.2', 2) / 'p1'
+    made.mkdir()
+    (made / 'run.json').write_text(json.dumps({'config': {'alpha': 2.0}}))
+    assert p7_ablate.slopes_table().splitlines()[2].startswith('| 1.2 | 1 |'), 'a chain that began otherwise'
 
 
 def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ FULL |= {'dec_dropout': p4_decoder.dropout, 'unet_dim': p6_diffusion.unet_dim}
 
 def step_p1(nets, x, meanings):
     V = nets['encoder'](x)
-    loss = p1_canvas.reconstruction(nets['decoder'], p1_canvas.noisy(V, 0.3), None, x)
+    loss = p1_canvas.reconstruction(nets['decoder'], V + 0.3 * torch.randn_like(V), None, x)
     return loss + priors.image_prior_loss(priors.image_prior_terms(V), p1_canvas.weights(p1_canvas.config))
 
 
