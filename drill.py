@@ -2,13 +2,14 @@
 
 Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every fourth step) at a moment drawn
 evenly over the time that the undisturbed run took, importing and drawing of figures included; every third run is killed
-a second time while it resumes; what had ended before its moment is no kill. What must hold: the folder holds a
-checkpoint that can be read, or none yet; and after --resume=true the final weights, averages, optimizer state and
-random state are those of the undisturbed run, bit for bit, and so is the log.
+a second time while it resumes; what had ended before its moment is no kill. What must hold: every file in the folder
+can be read; and after --resume=true the final weights, averages, optimizer state and random state are those of the
+undisturbed run, bit for bit, and so are the log and the gate.
 
 Writes: out_dir/straight/, out_dir/killed<i>/ (removed when all is well); exits with 1 if anything differs
     python drill.py --kills=50
 """
+import json
 import os
 import random
 import shutil
@@ -19,9 +20,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 import p7_ablate
+import plot
 import runtime
 
 out_dir = 'out/drill'
@@ -33,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = p7_ablate.SCRIPTS | {'p6': 'p6_diffusion.py'}
 WORDS = {phase: words.split() for phase, words in p7_ablate.PRESETS['smoke'].items()} | {'p6': (
     '--batch_size=4 --unet_dim=8 --unet_steps=2 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8').split()}
-STATE = 'step', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'extra'
+STATE = 'step', 'arch', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'history', 'extra'
 
 
 def command(phase, folder):
@@ -70,17 +74,21 @@ def wrong_with(folder, straight, status, said):
         return f'went on to exit status {status}: {said}'
     a, b = (torch.load(f'{path}/ckpt.pt', weights_only=True) for path in (straight, folder))
     differs = [key for key in STATE if not same(a[key], b[key])]
-    log, theirs = (Path(path, 'metrics.jsonl').read_text() for path in (straight, folder))
-    return ', '.join(differs + ['the log'] * (log != theirs)) + ' differs' if differs or log != theirs else ''
+    differs += [name for name in ('metrics.jsonl', 'gate.json')
+                if Path(straight, name).read_text() != Path(folder, name).read_text()]
+    return ', '.join(differs) + ' differs' if differs else ''
 
 
 def unreadable(folder):
-    """Why the checkpoint of a folder cannot be read; '' if it can, or there is none yet."""
-    try:
-        if (path := Path(folder, 'ckpt.pt')).exists():
-            torch.load(path, weights_only=True)
-    except Exception as error:      # torch raises a dozen different types
-        return f'unreadable after the kill: {error}'
+    """The first file of a folder that cannot be read, and why; '' if all can, or there are none yet. A log may end in
+    half a line."""
+    read = {'.pt': lambda path: torch.load(path, weights_only=True), '.npz': lambda path: dict(np.load(path)),
+            '.json': lambda path: json.loads(path.read_text()), '.jsonl': plot.read_lines, '.png': plt.imread}
+    for path in Path(folder).rglob('*'):
+        try:
+            read.get(path.suffix, str)(path)
+        except (Exception, SystemExit) as error:      # torch raises a dozen different types
+            return f'{path} is unreadable after the kill: {error}'
     return ''
 
 

@@ -347,9 +347,11 @@ def main():
             terms['swaps_beaten'] = swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
             loss, (z1, z2) = lambda_nce * terms['nce'], Z[:, :, :2].flatten(0, 1).unbind(1)
             if lambda_vicreg:
-                loss = loss + lambda_vicreg * (vicreg(z1) + vicreg(z2)) / 2
+                terms['vicreg'] = (vicreg(z1) + vicreg(z2)) / 2
+                loss = loss + lambda_vicreg * terms['vicreg']
             if lambda_barlow:
-                loss = loss + lambda_barlow * barlow(z1, z2)
+                terms['barlow'] = barlow(z1, z2)
+                loss = loss + lambda_barlow * terms['barlow']
             return loss
 
         loss, local_terms = runtime.contrastive_backward(
