@@ -5,13 +5,16 @@ A phase runs as its script, from a checkpoint that the phase before has just wri
 (`clock` stands in for Run.steps). A step's operations are counted by PyTorch's FlopCounterMode: 2 m n k for each matrix
 product (m, k) x (k, n) that forward and backward really do, 2 x kernel x in x out x positions for each convolution;
 all else (softmax, norms, FFTs, the optimizer) counts as none, so "of peak" is what the products alone account for.
-The peak is the median rate of 8192-cubed products (2048 on a CPU) in the phase's dtype, taken between the steps.
-"products" is the share of the profiled time that products and convolutions take: "of peak" if the peak were their own
-rate, at the shapes that the model really has.
+The peak is the median rate of 8192-cubed products (2048 on a CPU) in the phase's dtype, taken between the steps. "of
+shapes" is the same against what the machine does at the shapes that the model really has: the time that all products
+and convolutions of a step take alone, one after the other, over the step's. Then where the step goes: matmul (products
+and convolutions but those of attention), attention and priors are timed alone too, forward and backward; data and
+optimizer (with clipping and averaging) in a step; rest is what remains. At the end the operators of a profiled step.
 
 Writes: out_dir/steps_<size>.json or <what>.json, canvases.png; prints a table
     python bench.py                        # steps at the sizes of runs/cpu.sh
     python bench.py --size=full            # at the plan's size, batch 4 on a CPU
+    python bench.py --what=compiled        # P1 at the CPU size, eager and under torch.compile
     python bench.py --what=ranks           # the same P1 step on one process and on two
     python bench.py --what=memory          # peak memory of P2 against batch size, by gradient caching
     python bench.py --what=canvases        # 32x32x6 against 48x48x8, full-size encoder
@@ -28,9 +31,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
@@ -43,7 +49,7 @@ import priors
 import runtime
 
 out_dir = 'out/bench'
-what = 'steps'            # steps, ranks, memory, canvases or corpus
+what = 'steps'            # steps, compiled, ranks, memory, canvases or corpus
 size = 'cpu'              # of steps: cpu, the sizes of runs/cpu.sh; full, the plan's
 phases = 'p1,p2,p3,p4,p5,p6'   # of steps; each needs those before it
 steps = 7                 # timed steps of each phase; the table has their median
@@ -60,7 +66,8 @@ FULL_ON_A_CPU = {phase: '--batch_size=4' for phase in SCRIPTS} | {
 KINDS = {                 # operators by what they are for; the first fitting word decides; attention only where fused
     'attention': ('fmha', 'flash', 'attention'), 'convolutions': ('conv', 'implicit'),
     'matrix products': ('mm', 'bmm', 'linear', 'nvjet', 'cutlass'), 'softmax': ('softmax',),
-    'FFT': ('fft',), 'norms': ('norm',), 'optimizer': ('adam', 'foreach', 'Optimizer'),
+    'FFT': ('fft',), 'optimizer': ('adam', 'foreach', 'Optimizer'), 'random numbers': ('normal_', 'uniform', 'rand'),
+    'norms': ('norm',),
     'copies and casts': ('copy', 'to_', 'cat', 'index', 'gather', 'contiguous'), 'elementwise': ('',)}
 
 
@@ -88,16 +95,82 @@ def kind_of(operator):
     return next(kind for kind, words in KINDS.items() if any(word in operator for word in words))
 
 
-def measure_step(script, words, timed):
+class Look(NamedTuple):
+    """What a tensor looks like."""
+    shape: tuple
+    stride: tuple
+    dtype: torch.dtype
+
+
+def look(value):
+    """A tensor as its Look, a tuple or list as the tuple of its values' looks, all else as it is; hashable."""
+    if torch.is_tensor(value):
+        return Look(tuple(value.shape), value.stride(), value.dtype)
+    return tuple(map(look, value)) if isinstance(value, (tuple, list)) else value
+
+
+def made(value, where):
+    """Arguments of that look: random numbers, and what is no float is 1."""
+    if isinstance(value, Look):
+        n = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride))
+        numbers = torch.randn(n, device=where) if value.dtype.is_floating_point else torch.ones(n, device=where)
+        return numbers.to(value.dtype).as_strided(value.shape, value.stride)
+    return [made(part, where) for part in value] if isinstance(value, tuple) else value
+
+
+class Products(TorchDispatchMode):
+    """Counts the products and convolutions of what runs under it: found {(operator, looks of its arguments): times}."""
+    OPERATORS = 'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward'
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, operator, types, given=(), more=None):
+        if operator.__name__.partition('.')[0] in self.OPERATORS:
+            self.found[operator, look(given)] += 1
+        return operator(*given, **(more or {}))
+
+
+def alone(function, where):
+    """Seconds of a call after a first one, the mean of three in a row (twenty on CUDA)."""
+    function()
+    settle(where)
+    began, times = time.perf_counter(), 20 if where.type == 'cuda' else 3
+    for _ in range(times):
+        function()
+    settle(where)
+    return (time.perf_counter() - began) / times
+
+
+def cost_of_products(found, where):
+    """Seconds of all products that Products found, alone: (of all, of those that are not attention's)."""
+    seconds = {(operator, given): times * alone(partial(operator, *made(given, where)), where)
+               for (operator, given), times in found.items()}
+    return sum(seconds.values()), sum(value for (operator, _), value in seconds.items()
+                                      if 'bmm' not in operator.__name__)
+
+
+def cost_of_attention(found, where):
+    """Seconds of all calls of model.attend, {looks of its arguments: times}, forward and backward."""
+    def step(q, k, v, *rest):
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+        model.attend(q, k, v, *rest)[0].sum().backward()
+    return sum(times * alone(partial(step, *made(given, where)), where) for given, times in found.items())
+
+
+def measure_step(script, words, timed, compiled=False):
     """Run a phase's script for `timed` steps and a few more, to its checkpoint -> what a step costs; with timed = 0 for
-    one step -> its peak memory alone."""
+    two steps -> its peak memory alone. compiled: under torch.compile, on a CPU too -> its time and memory alone."""
     found = {'seconds': [], 'peak': [], 'data': []}
-    sentences, in_data, canvases = [], [], []
+    sentences, in_data, in_optimizer, canvases, attended, watched = [], [], [], [], Counter(), []
 
     def clock(run, first, last):
         """Yields steps like Run.steps, none of them due for an evaluation."""
-        for step in range(1, 4 if timed else 2):                                      # compile, allocate
+        began = time.perf_counter()
+        for step in range(1, 4 if timed else 3):                                      # compile, allocate
             yield step
+        found['first'] = time.perf_counter() - began
         for step in range(4, 4 + timed):
             sentences.clear(), in_data.clear()
             settle(run.device)
@@ -109,16 +182,21 @@ def measure_step(script, words, timed):
             found['peak'].append(peak_rate(run.device, run.dtype))
         found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device),
                      gigabytes=peak_gigabytes(run.device))                            # before the profiler's own
-        if not timed:
+        if not timed or compiled:
             yield last
             return
-        with FlopCounterMode(display=False) as counter:
-            yield step + 1
+        in_optimizer.clear()
+        watched.append('attention, and the optimizer with the device settled')
+        yield step + 1
+        watched.clear()
+        found['optimizer'] = sum(in_optimizer)
+        with FlopCounterMode(display=False) as counter, Products() as products:
+            yield step + 2
         found['operations'] = counter.get_total_flops()
         activities = [torch.profiler.ProfilerActivity.CPU] + (
             [torch.profiler.ProfilerActivity.CUDA] if run.device.type == 'cuda' else [])
         with torch.profiler.profile(activities=activities) as profile:
-            yield step + 2
+            yield step + 3
         spent = Counter()
         for event in profile.key_averages():
             if run.device.type == 'cuda' and (event.device_type != torch.autograd.DeviceType.CUDA
@@ -127,6 +205,8 @@ def measure_step(script, words, timed):
             spent[kind_of(event.key)] += (event.self_device_time_total if run.device.type == 'cuda'
                                           else event.self_cpu_time_total)
         found['where'] = {kind: spent[kind] / sum(spent.values()) for kind in KINDS}
+        found['products'], found['matmul'] = cost_of_products(products.found, run.device)
+        found['attention'] = cost_of_attention(attended, run.device)
         found['priors'] = cost_of_priors(*canvases[-1], run.device) if canvases else 0.0
         yield last                                                                    # evaluates, saves
 
@@ -136,11 +216,15 @@ def measure_step(script, words, timed):
             return forward(self, x, *rest, **more)
         return counting
 
-    def clocked(function):
+    def clocked(function, into):
         def clocking(*given, **more):
+            if watched:
+                settle(runtime.find_device(device))
             began = time.perf_counter()
             result = function(*given, **more)
-            in_data.append(time.perf_counter() - began)
+            if watched:
+                settle(runtime.find_device(device))
+            into.append(time.perf_counter() - began)
             return result
         return clocking
 
@@ -150,12 +234,30 @@ def measure_step(script, words, timed):
             return terms(V, *rest)
         return remembering
 
+    def noted(attend):
+        def noting(*given):
+            if watched and torch.is_grad_enabled():
+                attended[look(given)] += 1
+            return attend(*given)
+        return noting
+
+    def compile_anywhere(nets, run):
+        torch._dynamo.config.recompile_limit = 64
+        for net in nets.values():
+            net.compile(dynamic=run.device.type == 'cpu')      # where widths are not rounded
+
     runtime.Run.steps = clock
     runtime.hardware = lambda where: f'{where}'                                        # no second process for its name
-    model.TextEncoder.forward = counted(model.TextEncoder.forward)
-    for name in ('draw', 'renderings', 'negatives', 'take'):
-        setattr(data.Corpus, name, clocked(getattr(data.Corpus, name)))
-    priors.image_prior_terms = remembered(priors.image_prior_terms)
+    if compiled:
+        runtime.compile_nets = compile_anywhere
+    else:
+        model.TextEncoder.forward, model.attend = counted(model.TextEncoder.forward), noted(model.attend)
+        for name in ('draw', 'renderings', 'negatives', 'take'):
+            setattr(data.Corpus, name, clocked(getattr(data.Corpus, name), in_data))
+        for owner, name in ((torch.optim.AdamW, 'step'), (runtime.EMA, 'update'),
+                            (torch.nn.utils, 'clip_grad_norm_')):
+            setattr(owner, name, clocked(getattr(owner, name), in_optimizer))
+        priors.image_prior_terms = remembered(priors.image_prior_terms)
     data.HELD_OUT_SIZE = 16                                                          # what a phase does before its loop
     plot.evaluation = plot.trends = plot.samples_table = lambda *_: None
     sys.argv = [script, *words]
@@ -165,16 +267,10 @@ def measure_step(script, words, timed):
 
 
 def cost_of_priors(V, alpha, cell, where):
-    """Seconds of the priors' losses on canvases V, forward and backward; the median of five."""
-    seconds = []
-    for _ in range(6):
-        V = V.detach().requires_grad_()
-        settle(where)
-        began = time.perf_counter()
-        sum(priors.image_prior_terms(V, alpha, cell).values()).backward()
-        settle(where)
-        seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])
+    """Seconds of the priors' losses on canvases V, forward and backward."""
+    def step():
+        sum(priors.image_prior_terms(V.detach().requires_grad_(), alpha, cell).values()).backward()
+    return alone(step, where)
 
 
 def median(numbers):
@@ -207,12 +303,13 @@ def free_port():
         return free.getsockname()[1]
 
 
-def step_of(phase, words, folder, timed=None, **how):
+def step_of(phase, words, folder, timed=None, compiled=False, **how):
     """measure_step of one phase, from the checkpoint of the phase before in `folder`."""
     before = f'p{int(phase[1]) - 1}'
     own = [f'--out_dir={phase}', f'--device={device}', '--eval_every=1000000', '--max_steps=100',
            *(['--num_scenes=500'] if phase == 'p1' else [f'--init_from={before}/ckpt.pt'])]
-    call = f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {steps if timed is None else timed})'
+    timed = steps if timed is None else timed
+    call = f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {timed}, {compiled})'
     return in_a_process(call, folder, **how)
 
 
@@ -229,19 +326,23 @@ def words_of(phase, on_a_gpu):
 
 # ---- the tables -----------------------------------------------------------------------------------------------------
 
+PARTS = 'matmul', 'attention', 'priors', 'data', 'optimizer'
+
+
 def bench_steps(on_a_gpu):
     """One row a phase: eager, and on CUDA compiled beside it."""
     rows, folder = {}, Path(out_dir).resolve() / f'steps_{size}'
-    print(f"{'':12s}{'ms':>8s}{'lowest':>8s}{'highest':>8s}{'sent./s':>9s}{'GFLOP':>8s}{'of peak':>8s}{'products':>9s}{'priors':>8s}"
-          f"{'data':>7s}{'GiB':>6s}   where the time goes")
+    print(f"{'':12s}{'ms':>8s}{'lowest':>8s}{'highest':>8s}{'encoded/s':>10s}{'GFLOP':>7s}{'of peak':>8s}"
+          f"{'of shapes':>10s}" + ''.join(f'{part:>10s}' for part in (*PARTS, 'rest')) + f"{'GiB':>6s}   operators")
     for phase in phases.split(','):
         words = words_of(phase, on_a_gpu)
         eager = step_of(phase, words + ' --compile=false', folder)
         found = {phase: eager}
-        if on_a_gpu and isinstance(eager, dict):       # the operations inside a compiled graph cannot be counted
-            compiled = step_of(phase, words, folder)
-            found[f'{phase} compiled'] = (compiled | {'operations': eager['operations']} if isinstance(compiled, dict)
-                                          else compiled)
+        if on_a_gpu and isinstance(eager, dict):       # what is inside a compiled graph cannot be counted
+            compiled = step_of(phase, words, folder, compiled=True)
+            kept = 'seconds', 'peak', 'first', 'gigabytes'
+            found[f'{phase} compiled'] = (eager | {name: compiled[name] for name in kept}
+                                          if isinstance(compiled, dict) else compiled)
         for name, row in found.items():
             rows[name] = row
             print_step(name, row)
@@ -253,13 +354,27 @@ def print_step(name, row):
         print(f'{name:12s}{row}', flush=True)
         return
     second = median(row['seconds'])
-    products = sum(row['where'][kind] for kind in ('attention', 'convolutions', 'matrix products'))
+    parts = [row[part] / second for part in PARTS if part != 'data']
+    parts.insert(PARTS.index('data'), median(row['data']) / second)
+    fused = row['attention'] if row['device'].startswith('cuda') else 0.0      # attention's products are in one kernel
     places = sorted(((share, kind) for kind, share in row['where'].items() if share >= 0.03), reverse=True)
     print(f"{name:12s}{1e3 * second:8.0f}{1e3 * min(row['seconds']):8.0f}{1e3 * max(row['seconds']):8.0f}"
-          f"{row['sentences'] / second:9.0f}{row['operations'] / 1e9:8.0f}"
-          f"{row['operations'] / second / median(row['peak']):8.0%}{products:9.0%}{row['priors'] / second:8.1%}"
-          f"{median(row['data']) / second:7.1%}{row['gigabytes']:6.1f}   "
+          f"{row['sentences'] / second:10.0f}{row['operations'] / 1e9:7.0f}"
+          f"{row['operations'] / second / median(row['peak']):8.0%}{(row['products'] + fused) / second:10.0%}"
+          + ''.join(f'{part:10.1%}' for part in (*parts, 1 - sum(parts))) + f"{row['gigabytes']:6.1f}   "
           + ', '.join(f'{kind} {share:.0%}' for share, kind in places), flush=True)
+
+
+def bench_compiled():
+    """P1 at the CPU size, eager and under torch.compile, on whatever device there is."""
+    folder, rows = Path(out_dir).resolve() / 'compiled', {}
+    for name in ('eager', 'compiled'):
+        rows[name] = found = step_of('p1', words_of('p1', False), folder, timed=25, compiled=name == 'compiled')
+        print(f'{name:9s}' + (found if isinstance(found, str) else
+                              f"{1e3 * median(found['seconds']):6.0f} ms a step (lowest "
+                              f"{1e3 * min(found['seconds']):.0f}, highest {1e3 * max(found['seconds']):.0f}); the "
+                              f"first three {found['first']:.0f} s"), flush=True)
+    return rows
 
 
 def bench_ranks():
@@ -427,14 +542,18 @@ def bench_corpus():
 
 
 def main():
-    if what not in ('steps', 'ranks', 'memory', 'canvases', 'corpus') or size not in ('cpu', 'full'):
-        runtime.fail(f'--what={what} --size={size}: expects steps, ranks, memory, canvases or corpus, and cpu or full')
+    if what not in ('steps', 'compiled', 'ranks', 'memory', 'canvases', 'corpus') or size not in ('cpu', 'full'):
+        runtime.fail(f'--what={what} --size={size}: expects steps, compiled, ranks, memory, canvases or '
+                     'corpus, and cpu or full')
     if not set(phases.split(',')) <= set(SCRIPTS) or steps < 1 or sentences < 10_000:
         runtime.fail(f'--phases={phases} --steps={steps} --sentences={sentences}: expects phases such as p1,p2, at '
                      'least one step and 10000 sentences')
-    on_a_gpu = runtime.find_device(device).type == 'cuda'
-    rows = {'steps': lambda: bench_steps(on_a_gpu), 'ranks': bench_ranks, 'memory': lambda: bench_memory(on_a_gpu),
-            'canvases': lambda: bench_canvases(on_a_gpu), 'corpus': bench_corpus}[what]()
+    where = runtime.find_device(device)
+    on_a_gpu = where.type == 'cuda'
+    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {runtime.provenance(where)}", flush=True)
+    rows = {'steps': lambda: bench_steps(on_a_gpu), 'compiled': bench_compiled, 'ranks': bench_ranks,
+            'memory': lambda: bench_memory(on_a_gpu), 'canvases': lambda: bench_canvases(on_a_gpu),
+            'corpus': bench_corpus}[what]()
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     runtime.write_json(Path(out_dir) / (f'steps_{size}.json' if what == 'steps' else f'{what}.json'), rows)
     if what == 'canvases':

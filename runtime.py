@@ -189,7 +189,7 @@ def start(phase, config):
             run.tensorboard = open_tensorboard(run.dir) if config.get('tensorboard') else None
     except OSError as error:
         fail(f'cannot write to {run.dir}: {error.strerror}; choose another --out_dir')
-    run.say(f"{phase}: {run.facts['hardware']}, {run.facts['dtype']}, ranks {world}, writes {run.dir}")
+    run.say(f'{phase}: {provenance(device)}, {run.dtype}, ranks {world}, writes {run.dir}')
     return run
 
 
@@ -208,6 +208,13 @@ def hardware(device):
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}'
     name = torch.cpu.get_capabilities().get('cpu_name') or platform.processor()
     return f'{device.type} {name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
+
+
+def provenance(device):
+    """What a log begins with: commit, versions and hardware."""
+    commit = git_commit() or 'no git'
+    return (f"commit {commit[:7]}{'-dirty' * commit.endswith('dirty')}, Python {platform.python_version()}, torch "
+            f'{torch.__version__}, {hardware(device)}')
 
 
 DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG

@@ -1,0 +1,41 @@
+"""bench.py measures what it says: one tiny step of P1, in a process of its own."""
+import pytest
+import torch
+
+import bench
+import p7_ablate
+
+
+def test_a_step_is_measured_in_parts(tmp_path):
+    words = p7_ablate.PRESETS['smoke']['p1'] + ' --dtype=float32 --prior_gate=0'
+    found = bench.step_of('p1', words, tmp_path, timed=2, threads=1)
+    assert isinstance(found, dict), found
+    assert found['sentences'] == 8 and len(found['seconds']) == len(found['peak']) == len(found['data']) == 2
+    assert min(found['seconds']) > 0 and 0.1 < found['gigabytes'] < 4
+    assert sum(found['where'].values()) == pytest.approx(1)
+    for part in ('products', *bench.PARTS):
+        assert 0 < (min(found[part]) if part == 'data' else found[part]) < 5, part
+    assert found['matmul'] < found['products'], "the others are attention's"
+    # A batch of 8 on 8x8 queries of width 32: two cross projections alone are 2 x 8 x 64 x 32 x 32 x 2 each way.
+    assert found['operations'] > 3 * 2 * 8 * 64 * 32 * 32 * 2
+    memory = bench.step_of('p1', words, tmp_path, timed=0, threads=1)
+    assert memory['seconds'] == [] and 0.1 < memory['gigabytes'] < 4 and 'where' not in memory
+    broken = bench.step_of('p1', words + ' --batch_size=0', tmp_path, timed=1, threads=1)
+    assert isinstance(broken, str) and 'batch_size' in broken
+
+
+def test_products_are_found_and_made_again():
+    a, b = torch.randn(3, 4, 5), torch.randn(5, 6)
+    with bench.Products() as products:
+        for _ in range(2):
+            a[0] @ b
+        a.transpose(1, 2).bmm(torch.randn(1, 4, 2).expand(3, -1, -1))
+        torch.nn.functional.conv2d(torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3), padding=1)
+    assert sorted((operator.__name__.partition('.')[0], times) for (operator, _), times in products.found.items()) == [
+        ('bmm', 1), ('convolution', 1), ('mm', 2)]
+    for operator, given in products.found:
+        again = bench.made(given, torch.device('cpu'))
+        assert bench.look(again) == given, 'shape, stride and dtype'
+        operator(*again)
+    everything, without_attention = bench.cost_of_products(products.found, torch.device('cpu'))
+    assert 0 < without_attention < everything
