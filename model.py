@@ -260,7 +260,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """What corrects a linear guess of the noise in a canvas (p6_diffusion.noise_in; Ho et al. 2020): V_t (B, C, H, W),
+    """The velocity of a noisy canvas, which tells its noise (p6_diffusion.noise_in; Ho et al. 2020): V_t (B, C, H, W),
     t (B,) in [0, 1] -> (B, C, H, W) float32.
 
     Three levels (H, H/2, H/4; dim, 2 dim and 4 dim channels), attention at the coarsest: 8x8 for a canvas of 32x32. dim

@@ -91,8 +91,8 @@ def denoise(V_t, predicted, t):
 
 
 def noise_in(unet, V_t, t):
-    """The noise in V_t as the net sees it: its output corrects sqrt(1 - a) V_t, the best linear guess for white
-    canvases (the preconditioning of Karras et al. 2022). Near t = 1 that is nearly all there is to know."""
+    """The noise in V_t as the net sees it, whose output is the velocity sqrt(a) noise - sqrt(1 - a) V (Salimans & Ho
+    2022): it corrects sqrt(1 - a) V_t, the best linear guess for white canvases. Near t = 1 that is nearly all."""
     a = signal_share(t)[:, None, None, None]
     return (1 - a).sqrt() * V_t + a.sqrt() * unet(V_t, t)
 
@@ -289,7 +289,7 @@ def main():
         buffer = encode(encoder.eval(), train.sentences(buffer_size, seed, 0)[:, 0], run)
         mean, std = buffer.mean((0, 2, 3), keepdim=True), buffer.std((0, 2, 3), keepdim=True)
         buffer, oldest = (buffer - mean) / std, 0
-    if not lambda_prior:                                               # the control needs no U-Net
+    if not lambda_prior:         # the control starts where the encoder moves; its buffer only tells the shape
         start, buffer = max(start, unet_steps), buffer[:batch_size]
     runtime.compile_nets(nets, run)
     length = min(arch['max_length'], train.width)
@@ -366,7 +366,7 @@ def main():
                 *part, t, noise = part
                 z, local, found, V = p5_roundtrip.local_losses(spoken, part, run, cell, parts, knobs)
                 V = (V.unflatten(0, (-1, each))[:, 0] - mean) / std            # (n, C, H, W): the first of each scene
-                some = slice(None, None, max(1, batch_size // prior_rows))     # the same however the batch is split
+                some = slice(None, None, max(1, batch_size // prior_rows))     # the same in parts of a multiple of it
                 with run.autocast():
                     found['prior'] = (prior_loss(predict, V[some], t[some], noise[some]) if lambda_prior
                                       else V.new_zeros(()))
