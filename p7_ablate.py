@@ -15,29 +15,26 @@ Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablat
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
 """
-import fcntl
 import importlib
 import itertools
 import json
 import math
-import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+import launch
 import p6_diffusion
 import plot
 import runtime
+from launch import diverged, ended
 
 out_dir = 'out/p7'        # the runs, the table and the figure
 seeds = 3                 # runs of each ablation, seeds 0, 1, ...
@@ -210,21 +207,6 @@ def own_settings(run):
                if key not in ('out_dir', 'init_from', 'resume', 'device'))
 
 
-def diverged(run):
-    """Whether a run has ended in a loss that is not finite. `work` takes note of it, for it would end so again."""
-    return (run.folder / 'diverged.txt').is_file()
-
-
-def ended(run):
-    """Whether a run has ended with all its steps."""
-    return (run.folder / 'gate.json').is_file()
-
-
-def finished(run):
-    """Whether a run has ended and others can start from it."""
-    return ended(run) and (run.folder / 'ckpt.pt').is_file()
-
-
 def to_do(chain):
     """The runs of chain, a list as `runs` makes it, that are still to be done: the last ones of a branch that have not
     ended, and what these start from; nothing that comes after one that diverged. So checkpoints may be deleted once
@@ -243,79 +225,6 @@ def to_do(chain):
             found.append(run)
             wanted.add(run.before)
     return found[::-1]
-
-
-def longest(queue):
-    """Minutes of the longest chain of runs in queue, each of which waits for the one before it."""
-    until = {}
-    for run in queue:
-        until[run.folder / 'ckpt.pt'] = until.get(run.before, 0) + MINUTES[run.phase]
-    return max(until.values(), default=0)
-
-
-def start(run, slot, threads, gpus, lock):
-    """The process of a run, which holds on to the lock; what it prints goes to run.log in its folder."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {'OMP_NUM_THREADS': str(threads)}
-    if gpus:
-        environment['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
-    with open(run.folder / 'run.log', 'a', encoding='utf-8') as log:
-        return subprocess.Popen(run.command, stdout=log, stderr=log, env=environment, pass_fds=[lock.fileno()])
-
-
-def visible_gpus():
-    """The GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
-    count = torch.cuda.device_count() if device in ('auto', 'cuda') else 0
-    return os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count)))).split(',') if count else []
-
-
-def parallel():
-    """How many runs at the same time."""
-    return jobs or len(visible_gpus()) or 2
-
-
-def work(queue, lock):
-    """Run all of queue, `jobs` at a time, each once the run that it starts from has ended -> the runs that failed, and
-    those that wait for them in vain: a diverging ablation is a finding and stops nobody else. Ctrl-C and SIGTERM stop
-    the processes, which save, and raise KeyboardInterrupt."""
-    gpus, cores = visible_gpus(), os.cpu_count() or 1
-    slots = range(parallel())
-    waiting, running, failed, total = list(queue), {}, [], len(queue)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        while waiting or running:
-            pending = {run.folder for run in waiting} | {run.folder for run, _ in running.values()}
-            for slot in [slot for slot in slots if slot not in running]:
-                able = [run for run in waiting if run.before is None or run.before.parent not in pending]
-                if able:
-                    waiting.remove(ready := able[0])
-                    alone = len(able) == 1 and not running        # what nothing can run beside takes all cores
-                    running[slot] = ready, start(
-                        ready, slot, max(1, cores // (1 if alone else len(slots))), gpus, lock)
-                    print(f'{time.strftime("%H:%M")} {ready.name}, seed {ready.seed}, {ready.phase} begins; '
-                          f'{len(waiting)} of {total} runs wait', flush=True)
-            for slot, (run, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[slot]
-                    if process.returncode or not finished(run):
-                        words = 'FAILED'
-                        if process.returncode == runtime.DIVERGED:
-                            words, log = 'DIVERGED', run.folder / 'run.log'
-                            runtime.write_text(run.folder / 'diverged.txt', log.read_text().splitlines()[-1] + '\n')
-                        print(f'{run.name}, seed {run.seed}, {run.phase} {words}; see {run.folder}/run.log', flush=True)
-                        lost = [run]                         # and all that start from it, which come in order
-                        for other in waiting:
-                            if other.before and other.before.parent in {r.folder for r in lost}:
-                                lost.append(other)
-                        failed += lost
-                        waiting = [other for other in waiting if other not in lost]
-            time.sleep(0.2)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
-    return failed
 
 
 def metrics_of(folder):
@@ -503,18 +412,6 @@ def chart(found):
         plot.ablations(Path(out_dir), names, [TARGETS[k][0] for k in directed], drops, sides)
 
 
-def only_driver():
-    """The lock of out_dir, which ends with its process and with those that it started: two drivers would run the same
-    things twice. SystemExit(2), after one line, if there is another."""
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    lock = open(Path(out_dir, 'lock'), 'w')
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        runtime.fail(f'another p7_ablate.py, or a run that it left behind, is at work in {out_dir}')
-    return lock
-
-
 def main():
     if preset not in PRESETS or min(seeds, jobs + 1) < 1:
         runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects one of {", ".join(PRESETS)}, at least '
@@ -524,10 +421,10 @@ def main():
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')
     failed, stopped = [], False
     if not draw_only:
-        lock = None if dry_run else only_driver()
-        queue = to_do(runs(names))
-        hours = max(sum(MINUTES[run.phase] for run in queue) / parallel(), longest(queue)) / 60
-        print(f'{len(queue)} runs to do, {parallel()} at a time' + f', about {hours:.1f} hours' * (preset == 'cpu')
+        lock, gpus = None if dry_run else launch.only_driver(out_dir), launch.visible_gpus(device)
+        queue, slots = to_do(runs(names)), jobs or len(gpus) or 2
+        hours = max(sum(MINUTES[run.phase] for run in queue) / slots, launch.longest(queue, MINUTES)) / 60
+        print(f'{len(queue)} runs to do, {slots} at a time' + f', about {hours:.1f} hours' * (preset == 'cpu')
               + f'; {len(runs(names)) - len(queue)} have ended or are not needed')
         if dry_run:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)    # `| head` is no error
@@ -535,7 +432,7 @@ def main():
                 print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
             return
         try:
-            failed = work(queue, lock)
+            failed = launch.work(queue, slots, gpus, lock)
         except KeyboardInterrupt:
             stopped = True
     found, sources = collect()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import launch
 import p1_canvas
 import p2_contrast
 import p3_jitter
@@ -21,7 +22,7 @@ from test_phases import ROOT, run
 
 @pytest.fixture(autouse=True)
 def sigterm():
-    """p7_ablate.work has a handler of its own."""
+    """launch.work has a handler of its own."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -169,14 +170,13 @@ def test_ablations_run_once_and_make_a_table(small, monkeypatch, capsys):
     assert stop.value.code == 2 and 'nothing to draw' in capsys.readouterr().err
 
 
-def test_two_drivers_never_share_a_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path / 'p7'))
-    first = p7_ablate.only_driver()
+def test_two_drivers_never_share_a_folder(tmp_path, capsys):
+    first = launch.only_driver(tmp_path / 'p7')
     with pytest.raises(SystemExit) as stop:
-        p7_ablate.only_driver()
+        launch.only_driver(tmp_path / 'p7')
     assert stop.value.code == 2 and 'another p7_ablate.py' in capsys.readouterr().err
     first.close()
-    p7_ablate.only_driver()
+    launch.only_driver(tmp_path / 'p7')
 
 
 def test_only_what_the_table_still_needs_is_run(tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
         return run._replace(command=[sys.executable, str(path), *run.command[2:]])
     chain = p7_ablate.runs(['jitter', 'copy suppression', 'InfoNCE'])
     queue = [stand_in(run) for run in chain]
-    failed = p7_ablate.work(queue, p7_ablate.only_driver())
+    failed = launch.work(queue, 2, [], launch.only_driver('p7'))
     assert {(run.name, run.phase) for run in failed} == {(name, phase) for name in ('jitter', 'InfoNCE')
                                                          for phase in ('p3', 'p4', 'p5')}
     assert all((run.folder / 'gate.json').exists() for run in queue if run not in failed)

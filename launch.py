@@ -1,0 +1,109 @@
+"""Command lines that wait for each other, several at a time: what p7_ablate.py needs that is not its idea.
+
+A run has a folder, the checkpoint that it starts from (`before`, None for the first of a chain), a command, and a name,
+a seed and a phase to be called by. What it prints goes to run.log in its folder; it has ended when gate.json is there.
+"""
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+import runtime
+
+
+def diverged(run):
+    """Whether a run has ended in a loss that is not finite. `work` takes note of it, for it would end so again."""
+    return (run.folder / 'diverged.txt').is_file()
+
+
+def ended(run):
+    """Whether a run has ended with all its steps."""
+    return (run.folder / 'gate.json').is_file()
+
+
+def finished(run):
+    """Whether a run has ended and others can start from it."""
+    return ended(run) and (run.folder / 'ckpt.pt').is_file()
+
+
+def longest(queue, minutes):
+    """Minutes of the longest chain of runs in queue, each of which waits for the one before it; minutes: by phase."""
+    until = {}
+    for run in queue:
+        until[run.folder / 'ckpt.pt'] = until.get(run.before, 0) + minutes[run.phase]
+    return max(until.values(), default=0)
+
+
+def start(run, slot, threads, gpus, lock):
+    """The process of a run, which holds on to the lock; what it prints goes to run.log in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {'OMP_NUM_THREADS': str(threads)}
+    if gpus:
+        environment['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
+    with open(run.folder / 'run.log', 'a', encoding='utf-8') as log:
+        return subprocess.Popen(run.command, stdout=log, stderr=log, env=environment, pass_fds=[lock.fileno()])
+
+
+def visible_gpus(device):
+    """The GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    count = torch.cuda.device_count() if device in ('auto', 'cuda') else 0
+    return os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(count)))).split(',') if count else []
+
+
+def work(queue, slots, gpus, lock):
+    """Run all of queue, `slots` at a time, each once the run that it starts from has ended -> the runs that failed, and
+    those that wait for them in vain: a diverging ablation is a finding and stops nobody else. gpus as from
+    visible_gpus(). Ctrl-C and SIGTERM stop the processes, which save, and raise KeyboardInterrupt."""
+    cores = os.cpu_count() or 1
+    waiting, running, failed, total = list(queue), {}, [], len(queue)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
+            pending = {run.folder for run in waiting} | {run.folder for run, _ in running.values()}
+            for slot in [slot for slot in range(slots) if slot not in running]:
+                able = [run for run in waiting if run.before is None or run.before.parent not in pending]
+                if able:
+                    waiting.remove(ready := able[0])
+                    alone = len(able) == 1 and not running        # what nothing can run beside takes all cores
+                    threads = max(1, cores // (1 if alone else slots))
+                    running[slot] = ready, start(ready, slot, threads, gpus, lock)
+                    print(f'{time.strftime("%H:%M")} {ready.name}, seed {ready.seed}, {ready.phase} begins; '
+                          f'{len(waiting)} of {total} runs wait', flush=True)
+            for slot, (run, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    if process.returncode or not finished(run):
+                        words = 'FAILED'
+                        if process.returncode == runtime.DIVERGED:
+                            words, log = 'DIVERGED', run.folder / 'run.log'
+                            runtime.write_text(run.folder / 'diverged.txt', log.read_text().splitlines()[-1] + '\n')
+                        print(f'{run.name}, seed {run.seed}, {run.phase} {words}; see {run.folder}/run.log', flush=True)
+                        lost = [run]                         # and all that start from it, which come in order
+                        for other in waiting:
+                            if other.before and other.before.parent in {r.folder for r in lost}:
+                                lost.append(other)
+                        failed += lost
+                        waiting = [other for other in waiting if other not in lost]
+            time.sleep(0.2)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+    return failed
+
+
+def only_driver(folder):
+    """The lock of a folder, which ends with its process and with those that it started: two drivers would run the same
+    things twice. SystemExit(2), after one line, if there is another."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = open(Path(folder, 'lock'), 'w')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        runtime.fail(f'another p7_ablate.py, or a run that it left behind, is at work in {folder}')
+    return lock
