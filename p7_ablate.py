@@ -11,7 +11,8 @@ has (`--seeds=1 --only='copy suppression,round trip'`) twenty minutes; stop it a
 command again.
 
 Reads:  nothing (it runs P1 to P5, for slopes also P6)
-Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablations.png, slopes.md, gate.json
+Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablations.png, ablation_canvases.png,
+        slopes.md, gate.json
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
 """
@@ -272,10 +273,10 @@ def made_by(sources):
 
 
 def collect():
-    """({ablation: (seeds, targets) array}, sources) of all runs that are there, whatever was asked for; nan for a chain
-    that diverged. sources: {(commit, hardware)} of them. Left out, and named: what has other settings, and seeds whose
-    baseline has not ended well."""
-    found, sources = {'baseline': {}}, set()
+    """({ablation: (seeds, targets) array}, {ablation: [metrics of a run, ...]}, sources) of all runs that are there,
+    whatever was asked for; a chain that diverged is nan in the array and has no metrics. sources: {(commit, hardware)}.
+    Left out, and named: what has other settings, and seeds whose baseline has not ended well."""
+    found, logged, sources = {'baseline': {}}, {}, set()
     for name in (name for name in ABLATIONS if name not in SLOPES):
         for seed in seeds_there():
             chain = [run for run in runs([name], [seed]) if run.name == name]
@@ -285,10 +286,12 @@ def collect():
             if not all(map(own_settings, chain)) or not (done if name == 'baseline' else seed in found['baseline']):
                 print(f'note: {name}, seed {seed} is not in the table: other settings, or its baseline is not')
                 continue
-            found.setdefault(name, {})[seed] = (values_of(metrics_of(chain[-1].folder), TARGETS) if done else
-                                                [math.nan] * len(TARGETS))
+            found.setdefault(name, {})[seed] = [math.nan] * len(TARGETS)
+            if done:
+                logged.setdefault(name, []).append(metrics_of(chain[-1].folder))
+                found[name][seed] = values_of(logged[name][-1], TARGETS)
             sources |= sources_of(chain)
-    return {name: np.array(list(rows.values())) for name, rows in found.items() if rows}, sources
+    return {name: np.array(list(rows.values())) for name, rows in found.items() if rows}, logged, sources
 
 
 SIGN, RESOLUTION = (np.array(column) for column in list(zip(*TARGETS))[2:])
@@ -435,11 +438,12 @@ def main():
             failed = launch.work(queue, slots, gpus, lock)
         except KeyboardInterrupt:
             stopped = True
-    found, sources = collect()
+    found, logged, sources = collect()
     if 'baseline' in found:
         text = table(found, sources)
         runtime.write_text(Path(out_dir, 'ablations.md'), text)
         chart(found)
+        plot.ablation_canvases(Path(out_dir), logged)
         print(text)
         runtime.write_gate(SimpleNamespace(master=True, dir=Path(out_dir), phase='p7', say=print), gate(found))
     elif draw_only:

@@ -654,6 +654,37 @@ def ablations(folder, names, targets, drops, sides):
     return save(fig, Path(folder) / 'ablations.png')
 
 
+def ablation_canvases(folder, runs):
+    """ablation_canvases.png: the statistics of the canvases of each ablation. runs: {name: [metrics of a run, ...]}, of
+    which alpha and kurtosis (C,), tv_normalised and correlation (C, C) are drawn: a dot a channel and seed, or a seed;
+    correlations as the mean magnitude over the seeds."""
+    runs = {name: [m for m in metrics if np.isfinite(np.array([*m['alpha'], *m['kurtosis']], float)).all()]
+            for name, metrics in runs.items()}      # a null in the log is not finite
+    runs = {name: metrics for name, metrics in runs.items() if metrics}
+    fig, axes = figure(9, 1.5 + 0.34 * len(runs), 1, 4, sharey=True, width_ratios=(3, 3, 3, 1.4))
+    panels = (('alpha', 'Slope of the spectrum', 'α, a dot a channel and seed'),
+              ('kurtosis', 'Gradient kurtosis', 'a dot a channel and seed'),
+              ('tv_normalised', 'TV at unit variance', 'a pixel, a dot a seed'))
+    for ax, (key, title, unit) in zip(axes[0], panels):
+        for row, (name, metrics) in enumerate(runs.items()):
+            values = np.concatenate([np.ravel(m[key]) for m in metrics])
+            ax.plot(values, np.full(len(values), row), 'o', ms=4, alpha=0.6, mew=0,
+                    color=VAL if name == 'baseline' else SERIES[1])
+            ax.plot(np.median(values), row, '|', ms=11, color=INK)
+        ax.set(title=title, xlabel=unit)
+    axes[0, 0].axvspan(*BAND, color=SHADE, zorder=0)
+    gate_line(axes[0, 1], 3, 'Gaussian field', horizontal=False)
+    axes[0, 1].set_xlim(left=2)
+    axes[0, 0].set_yticks(range(len(runs)), [name if name == 'baseline' else f'without {name}' for name in runs])
+    ax = axes[0, 3]
+    for row, metrics in enumerate(runs.values()):
+        R = np.mean([np.abs(m['correlation']) for m in metrics], axis=0)
+        image = ax.imshow(R, cmap='Blues', vmin=0, vmax=0.5, extent=(0, 1, row + 0.45, row - 0.45), aspect='auto')
+    ax.set(title='|correlation|', xlim=(0, 1), ylim=(len(runs) - 0.5, -0.5), xticks=(), xlabel='channels')
+    fig.colorbar(image, ax=ax, extend='max')
+    return save(fig, Path(folder) / 'ablation_canvases.png')
+
+
 def canvases(folder):
     """canvases.json of bench.py against the batch, canvases.png: rates, the best of each marked, and memory."""
     rows = read_json(Path(folder) / 'canvases.json')

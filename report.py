@@ -2,7 +2,7 @@
 
 Everything comes from the run folders; the figures are inside the file, so it can be sent or put on a server as it is.
 
-Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png; out/p7/ablations.png, out/bench/canvases.png
+Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png; out/p7/ablation*.png, out/bench/canvases.png
 Writes: out/report.html
     python plot.py --html=true
 """
@@ -183,9 +183,11 @@ def write(folders):
     sections['Learning curves'] = ''.join(f'<details open><summary>{name}: every term and metric by step</summary>'
                                           f'{image(found_at[1].read_bytes(), name)}</details>\n'
                                           for name, found_at in curves if found_at)
-    for path in (folder / 'ablations.png' for folder in folders):
-        if path.is_file():
-            sections['Ablations'] = image(path.read_bytes(), 'what gets worse without each piece; a dot: in every seed; a ring: better')
+    for name, caption in (('ablations', 'what gets worse without each piece; a dot: in every seed; a ring: better'),
+                          ('ablation_canvases', 'the canvases without each piece, in numbers')):
+        for path in (folder / f'{name}.png' for folder in folders):
+            if path.is_file():
+                sections['Ablations'] = sections.get('Ablations', '') + image(path.read_bytes(), caption)
     throughput = folders[0].parent / 'bench/canvases.png'
     if throughput.is_file():
         sections['Throughput'] = image(throughput.read_bytes(), 'the full-size encoder, two sizes of the canvas')

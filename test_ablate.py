@@ -230,7 +230,7 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
     assert [(run.name, run.phase) for run in p7_ablate.to_do(chain)] == [('jitter', p) for p in ('p3', 'p4', 'p5')], (
         'what diverged would do so again')
     monkeypatch.setattr(p7_ablate, 'values_of', lambda metrics, columns: [1.0] * len(columns))
-    found, _ = p7_ablate.collect()
+    found, *_ = p7_ablate.collect()
     assert np.isnan(found['InfoNCE']).all() and found['copy suppression'].tolist() == found['baseline'].tolist()
     assert set(found) == {'baseline', 'InfoNCE', 'copy suppression'} and p7_ablate.table(found, set())
 
@@ -249,9 +249,10 @@ def test_only_seeds_whose_baseline_has_ended_are_compared(tmp_path, monkeypatch,
     run = folders['baseline', 1, 'p5']
     facts = {'config': p7_ablate.settings('p5', tuple(run.command[2:])), 'commit': None, 'hardware': 'cpu, 2 threads'}
     (run.folder / 'run.json').write_text(json.dumps(facts))
-    found, sources = p7_ablate.collect()
+    found, logged, sources = p7_ablate.collect()
     assert found['baseline'][:, 0].tolist() == [1.0, 3.0] and sources == {('no git', 'cpu')}
     assert found['tv'][0, 0] == 1.0 and np.isnan(found['tv'][1]).all() and len(found['tv']) == 2
+    assert logged == {'baseline': [1, 3], 'tv': [1]}
     said = capsys.readouterr().out
     assert [f'note: {who} is not' in said for who in ('baseline, seed 2', 'tv, seed 0', 'tv, seed 2')] == [True] * 3
     assert '2, 1 diverged' in p7_ablate.table(found, sources)
@@ -296,4 +297,8 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     assert [row[3] for row in rows] == [False, False, True], 'few pieces yet; tv, which changes nothing; InfoNCE'
     assert rows[0][2] == 2 and rows[0][1] == f'>= {len(p7_ablate.PLAN)}' == '>= 13'
     p7_ablate.chart(found)
+    run = {'alpha': [1.9, 2.1], 'kurtosis': [5.0, 6.0], 'tv_normalised': 1.0, 'correlation': [[1.0, 0.1], [0.1, 1.0]]}
+    lost = run | {'alpha': [None, 2.0]}
+    p7_ablate.plot.ablation_canvases(tmp_path, {'baseline': [run, run], 'tv': [run], 'var': [lost]})
+    assert (tmp_path / 'ablation_canvases.png').read_bytes()[:4] == b'\x89PNG'
     assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'

@@ -195,7 +195,8 @@ def test_ctrl_c_anywhere_in_a_step_saves_and_goes_on_bit_for_bit(here, monkeypat
     with monkeypatch.context() as own:
         run(phase, out, '--resume=true', *words, patch=own)
     a, b = load(straight), load(out)
-    assert all(drill.same(a[key], b[key]) for key in drill.STATE), [k for k in drill.STATE if not drill.same(a[k], b[k])]
+    for key in drill.STATE:
+        assert drill.same(a[key], b[key]), key
 
 
 # ---- a disk or a folder that refuses, a predecessor that was swapped ------------------------------------------------

@@ -348,12 +348,13 @@ def test_report_shows_the_prior_without_its_control_and_p7_and_bench(chain, tmp_
     (folder / 'p7/gate.json').write_text(json.dumps({'phase': 'p7', 'pass': False, 'criteria': [
         {'name': 'dropping tv shows', 'target': '>= 1', 'measured': 0, 'pass': False}]}))
     (folder / 'bench').mkdir()
-    for name in 'p7/ablations.png', 'bench/canvases.png':
+    for name in 'p7/ablations.png', 'p7/ablation_canvases.png', 'bench/canvases.png':
         shutil.copy(folder / 'p1/plots/slopes_000002.png', folder / name)
     run([str(ROOT / 'plot.py'), f'--out={folder}', '--html=true'])
     text = (folder / 'report.html').read_text(encoding='utf-8')
     assert 'P6_CONTROL' not in text and 'P6: ' in text and 'dropping tv shows' in text
     assert '<h2 id="ablations">' in text and 'what gets worse without each piece' in text
+    assert 'the canvases without each piece' in text
     assert '<h2 id="throughput">' in text and 'two sizes of the canvas' in text
 
 
