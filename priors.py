@@ -71,7 +71,14 @@ def apply_window(V, hann):
 
 def power(V):
     """|rfft2|^2 of V (B, C, H, W): (B, C, H, W//2+1); the gradient of an absolute value would be the dearer half."""
-    return torch.view_as_real(torch.fft.rfft2(V, norm='ortho')).square().sum(-1)
+    F_V = torch.fft.rfft2(V, norm='ortho')
+    return F_V.real.square() + F_V.imag.square()
+
+
+@in_float32
+def hann_power(V):
+    """power() of V under a Hann window, whose computation two of the priors share."""
+    return power(apply_window(V, hann=True))
 
 
 @in_float32
@@ -81,13 +88,19 @@ def radial_power(V, hann=False):
     White noise of variance s^2 has power s^2 in every ring. hann=True windows first: canvas borders do not meet, and
     without a window the jump between them is spread over the spectrum.
     """
-    bins, k = radial_bins(*V.shape[2:], V.device, V.dtype)
-    return power(apply_window(V, hann)).flatten(2) @ bins, k
+    return over_rings(power(apply_window(V, hann)), V)
 
 
-def log_power(V, hann):
-    """log P_k (B, C, K) and log k (K,); the floor lies 60 dB below the mean, so that a flat canvas has a log too."""
-    P, k = radial_power(V, hann)
+def over_rings(P, V):
+    """The mean of power P (B, C, H, W//2+1) of canvases like V over each ring (B, C, K), and the radii (K,)."""
+    bins, k = radial_bins(*V.shape[2:], P.device, P.dtype)
+    return P.flatten(2) @ bins, k
+
+
+def log_power(P, V):
+    """log P_k (B, C, K) and log k (K,) of power P of canvases like V; the floor lies 60 dB below the mean, so that a
+    flat canvas has a log too."""
+    P, k = over_rings(P, V)
     return (P + 1e-6 * P.mean(-1, keepdim=True) + EPS).log(), k.log()
 
 
@@ -97,18 +110,19 @@ def spectrum_slope(V, hann=False):
 
     Gaussian 32 x 32 fields of true α = 2 read 1.88 ± 0.13: ring 1 also holds radius 1.41, and log is concave.
     """
-    log_P, log_k = log_power(V, hann)
+    log_P, log_k = log_power(power(apply_window(V, hann)), V)
     log_k = log_k - log_k.mean()
     return -(log_P @ log_k) / log_k.square().sum()
 
 
 @in_float32
-def spectrum_loss(V, alpha=2.0):
+def spectrum_loss(V, alpha=2.0, hann=None):
     """Variance over k of log P_k + alpha log k, so 0 on a line of slope -alpha; scalar, nats^2 (Field 1987).
 
     Mean of the plain and the Hann spectrum, because a canvas trained on the plain one alone games it at its borders.
+    hann: hann_power(V), if it is there already.
     """
-    spectra = [log_power(V, hann) for hann in (False, True)]
+    spectra = [log_power(P, V) for P in (power(apply_window(V, False)), hann_power(V) if hann is None else hann)]
     return sum((log_P + alpha * log_k).var(-1, unbiased=False).mean() for log_P, log_k in spectra) / 2
 
 
@@ -273,28 +287,28 @@ def lattice_bins(H, W, cell, device):
     return (peaks[:, 0] * width + peaks[:, 1]).to(device), (y * width + x).to(device)
 
 
-def lattice_power(V, cell):
-    """Power (B, C, N) at the lattice frequencies and (B, C, N, 16) around them, or None where no lattice can be told:
-    cell = 1, or fewer than four periods. Raises ValueError unless cell divides H and W."""
+def lattice_power(V, cell, P):
+    """P = hann_power of canvases like V at the lattice frequencies (B, C, N), and around them (B, C, N, 16), or None
+    where no lattice can be told: cell = 1, or fewer than four periods. Raises ValueError unless cell divides H and W.
+    Hann, or the borders of any photograph raise the bins on the two axes 2.5-fold over those beside them."""
     H, W = V.shape[2:]
     if cell < 1 or H % cell or W % cell:
         raise ValueError(f'cell must divide the canvas, got {cell} for {H} x {W}')
     if cell == 1 or min(H, W) < 4 * cell:
         return None
-    # Hann, or the borders of any photograph raise the bins on the two axes 2.5-fold over those beside them.
-    P = power(apply_window(standardise(V), hann=True)).flatten(2)
-    peaks, around = lattice_bins(H, W, cell, V.device)
+    peaks, around = lattice_bins(H, W, cell, P.device)
+    P = P.flatten(2)
     return P[..., peaks], P[..., around]
 
 
 @in_float32
-def lattice_loss(V, cell):
+def lattice_loss(V, cell, hann=None):
     """Excess of the power at the frequencies of the query grid over the power around them; scalar, 0 without a lattice.
 
     The radial spectrum cannot see the grid: its few bins are a twentieth of their rings. The ratio, mean over channels
     and frequencies of a canvas, is 1 in a natural field; what is above 1 counts, or the canvases would get holes there
-    instead of peaks. A per-sample mean."""
-    powers = lattice_power(V, cell)
+    instead of peaks. A per-sample mean. hann: hann_power(V), if it is there already."""
+    powers = lattice_power(V, cell, hann_power(V) if hann is None else hann)
     if powers is None:
         return V.sum() * 0
     return F.relu((powers[0] / (powers[1].mean(-1) + EPS)).mean((1, 2)) - 1).mean()
@@ -310,7 +324,7 @@ def lattice_energy(V, cell):
     Returns 1 where no lattice can be told (lattice_power). Blind to flat blocks, whose spectrum is zero at just these
     frequencies. Wants B*C >= 100: the largest of 15 ratios is 1.2 by chance alone there, and 1.5 at B*C = 16.
     """
-    powers = lattice_power(V, cell)
+    powers = lattice_power(V, cell, hann_power(standardise(V)))
     if powers is None:
         return V.new_ones(())
     peak, around = ((P.mean((0, 1)) + EPS).log() for P in powers)
@@ -321,9 +335,10 @@ def lattice_energy(V, cell):
 
 def image_prior_terms(V, alpha=2.0, cell=1):
     """The eight losses, {name: scalar} in the order of PRIORS; cell as in lattice_loss. Safe inside autocast."""
-    return {'spectrum': spectrum_loss(V, alpha), 'tv': tv_loss(V), 'wavelet': wavelet_loss(V),
+    hann = hann_power(V)
+    return {'spectrum': spectrum_loss(V, alpha, hann), 'tv': tv_loss(V), 'wavelet': wavelet_loss(V),
             'gradkurt': gradkurt_loss(V), 'cov': cov_loss(V), 'var': var_loss(V),
-            'common': common_loss(V), 'lattice': lattice_loss(V, cell)}
+            'common': common_loss(V), 'lattice': lattice_loss(V, cell, hann)}
 
 
 def image_prior_loss(terms, weights):
