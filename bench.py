@@ -7,9 +7,10 @@ product (m, k) x (k, n) that forward and backward really do, 2 x kernel x in x o
 all else (softmax, norms, FFTs, the optimizer) counts as none, so "of peak" is what the products alone account for.
 The peak is the median rate of 8192-cubed products (2048 on a CPU) in the phase's dtype, taken between the steps. "of
 shapes" is the same against what the machine does at the shapes that the model really has: the time that all products
-and convolutions of a step take alone, one after the other, over the step's. Then where the step goes: matmul (products
-and convolutions but those of attention), attention and priors are timed alone too, forward and backward; data and
-optimizer (with clipping and averaging) in a step; rest is what remains. At the end the operators of a profiled step.
+and convolutions of a step take alone, one after the other, over the step's. Then where the step goes: attention and
+priors are timed alone too, forward and backward, and so is matmul, all products and convolutions but theirs; data and
+optimizer (with clipping and the weights' average) in a step; rest is what remains. At the end the operators of a
+profiled step.
 
 Writes: out_dir/steps_<size>.json or <what>.json, canvases.png; prints a table
     python bench.py                        # steps at the sizes of runs/cpu.sh
@@ -144,33 +145,44 @@ def alone(function, where):
 
 
 def cost_of_products(found, where):
-    """Seconds of all products that Products found, alone: (of all, of those that are not attention's)."""
-    seconds = {(operator, given): times * alone(partial(operator, *made(given, where)), where)
-               for (operator, given), times in found.items()}
-    return sum(seconds.values()), sum(value for (operator, _), value in seconds.items()
-                                      if 'bmm' not in operator.__name__)
+    """Seconds of the products that Products found, alone."""
+    return sum(times * alone(partial(operator, *made(given, where)), where)
+               for (operator, given), times in found.items())
 
 
-def cost_of_attention(found, where):
-    """Seconds of all calls of model.attend, {looks of its arguments: times}, forward and backward."""
-    def step(q, k, v, *rest):
-        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-        model.attend(q, k, v, *rest)[0].sum().backward()
-    return sum(times * alone(partial(step, *made(given, where)), where) for given, times in found.items())
+def attention_step(grad, q, k, v, *rest):
+    """One call of model.attend, with its backward if grad."""
+    with torch.set_grad_enabled(grad):
+        y = model.attend(*(x.detach().requires_grad_(grad) for x in (q, k, v)), *rest)[0]
+        if grad:
+            y.sum().backward()
+
+
+def priors_step(V, alpha, cell):
+    """The priors' losses on canvases V, forward and backward."""
+    sum(priors.image_prior_terms(V.detach().requires_grad_(), alpha, cell).values()).backward()
+
+
+def products_of(function, times):
+    """What Products finds in `times` calls of a function."""
+    with Products() as products:
+        function()
+    return Counter({product: n * times for product, n in products.found.items()})
 
 
 def measure_step(script, words, timed, compiled=False):
     """Run a phase's script for `timed` steps and a few more, to its checkpoint -> what a step costs; with timed = 0 for
     two steps -> its peak memory alone. compiled: under torch.compile, on a CPU too -> its time and memory alone."""
     found = {'seconds': [], 'peak': [], 'data': []}
-    sentences, in_data, in_optimizer, canvases, attended, watched = [], [], [], [], Counter(), []
+    sentences, in_data, in_optimizer, canvases, attended, watched = [], [], [], [], Counter(), False
 
     def clock(run, first, last):
         """Yields steps like Run.steps, none of them due for an evaluation."""
+        nonlocal watched
         began = time.perf_counter()
         for step in range(1, 4 if timed else 3):                                      # compile, allocate
             yield step
-        found['first'] = time.perf_counter() - began
+        found.update(first=time.perf_counter() - began, gigabytes=peak_gigabytes(run.device))    # before the profiler's
         for step in range(4, 4 + timed):
             sentences.clear(), in_data.clear()
             settle(run.device)
@@ -180,15 +192,14 @@ def measure_step(script, words, timed, compiled=False):
             found['seconds'].append(time.perf_counter() - began)
             found['data'].append(sum(in_data))
             found['peak'].append(peak_rate(run.device, run.dtype))
-        found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device),
-                     gigabytes=peak_gigabytes(run.device))                            # before the profiler's own
+        found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device))
         if not timed or compiled:
             yield last
             return
         in_optimizer.clear()
-        watched.append('attention, and the optimizer with the device settled')
+        watched = True
         yield step + 1
-        watched.clear()
+        watched = False
         found['optimizer'] = sum(in_optimizer)
         with FlopCounterMode(display=False) as counter, Products() as products:
             yield step + 2
@@ -205,9 +216,15 @@ def measure_step(script, words, timed, compiled=False):
             spent[kind_of(event.key)] += (event.self_device_time_total if run.device.type == 'cuda'
                                           else event.self_cpu_time_total)
         found['where'] = {kind: spent[kind] / sum(spent.values()) for kind in KINDS}
-        found['products'], found['matmul'] = cost_of_products(products.found, run.device)
-        found['attention'] = cost_of_attention(attended, run.device)
-        found['priors'] = cost_of_priors(*canvases[-1], run.device) if canvases else 0.0
+        found['products'] = cost_of_products(products.found, run.device)
+        pieces = {'attention': [(partial(attention_step, grad, *made(given, run.device)), times)
+                                for (grad, given), times in attended.items()],
+                  'priors': [(partial(priors_step, *canvases[-1]), 1)] if canvases else []}
+        for piece, calls in pieces.items():
+            found[piece] = sum(times * alone(function, run.device) for function, times in calls)
+            for function, times in calls:                     # what is left is neither attention's nor the priors'
+                products.found -= products_of(function, times)
+        found['matmul'] = cost_of_products(products.found, run.device)
         yield last                                                                    # evaluates, saves
 
     def counted(forward):
@@ -236,8 +253,8 @@ def measure_step(script, words, timed, compiled=False):
 
     def noted(attend):
         def noting(*given):
-            if watched and torch.is_grad_enabled():
-                attended[look(given)] += 1
+            if watched:
+                attended[torch.is_grad_enabled(), look(given)] += 1
             return attend(*given)
         return noting
 
@@ -247,7 +264,7 @@ def measure_step(script, words, timed, compiled=False):
             net.compile(dynamic=run.device.type == 'cpu')      # where widths are not rounded
 
     runtime.Run.steps = clock
-    runtime.hardware = lambda where: f'{where}'                                        # no second process for its name
+    runtime.hardware = lambda where: f'{where}'                                        # asking for its name takes time
     if compiled:
         runtime.compile_nets = compile_anywhere
     else:
@@ -264,13 +281,6 @@ def measure_step(script, words, timed, compiled=False):
     sys.path.insert(0, str(HERE))
     runpy.run_path(str(HERE / script), run_name='__main__')
     return found
-
-
-def cost_of_priors(V, alpha, cell, where):
-    """Seconds of the priors' losses on canvases V, forward and backward."""
-    def step():
-        sum(priors.image_prior_terms(V.detach().requires_grad_(), alpha, cell).values()).backward()
-    return alone(step, where)
 
 
 def median(numbers):
@@ -368,8 +378,8 @@ def print_step(name, row):
 def bench_compiled():
     """P1 at the CPU size, eager and under torch.compile, on whatever device there is."""
     folder, rows = Path(out_dir).resolve() / 'compiled', {}
-    for name in ('eager', 'compiled'):
-        rows[name] = found = step_of('p1', words_of('p1', False), folder, timed=25, compiled=name == 'compiled')
+    for name, flag in (('eager', ' --compile=false'), ('compiled', '')):
+        rows[name] = found = step_of('p1', words_of('p1', False) + flag, folder, timed=25, compiled=name == 'compiled')
         print(f'{name:9s}' + (found if isinstance(found, str) else
                               f"{1e3 * median(found['seconds']):6.0f} ms a step (lowest "
                               f"{1e3 * min(found['seconds']):.0f}, highest {1e3 * max(found['seconds']):.0f}); the "
@@ -422,7 +432,8 @@ def bench_memory(on_a_gpu):
     step_of('p1', '--batch_size=4 --compile=false', folder, timed=0)
     for batch, part in (((256, 64), (1024, 64), (4096, 64)) if on_a_gpu else
                         ((2, 2), (8, 2), (32, 2), (16, 8), (32, 16))):
-        found = step_of('p2', f'--batch_size={batch} --grad_accum={batch // part} --staged=false', folder, timed=0)
+        words = f'--batch_size={batch} --grad_accum={batch // part} --staged=false --compile=false'
+        found = step_of('p2', words, folder, timed=0)
         rows[f'{batch} in parts of {part}'] = found
         print(f'batch {batch:5d} in parts of {part}: '
               + (f"peak {found['gigabytes']:.2f} GiB" if isinstance(found, dict) else found), flush=True)
@@ -550,7 +561,7 @@ def main():
                      'least one step and 10000 sentences')
     where = runtime.find_device(device)
     on_a_gpu = where.type == 'cuda'
-    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {runtime.provenance(where)}", flush=True)
+    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {runtime.provenance(where, runtime.git_commit())}", flush=True)
     rows = {'steps': lambda: bench_steps(on_a_gpu), 'compiled': bench_compiled, 'ranks': bench_ranks,
             'memory': lambda: bench_memory(on_a_gpu), 'canvases': lambda: bench_canvases(on_a_gpu),
             'corpus': bench_corpus}[what]()

@@ -630,7 +630,9 @@ def read_array(path, name):
     return torch.from_numpy(array.reshape(-1, len(VARIANTS)) if name in ('first', 'count', 'meanings') else array)
 
 
-SALT = 500_000_003         # what else is drawn of a step has a generator of its own, or it would hang on the scenes
+# What else a step draws has generators of its own, or it would hang on the scenes: 1 x SALT for jitter and free run, 2
+# for P6's noise, 3 for its buffer, 4 for the noise through which V is read.
+SALT = 500_000_003
 
 
 class Corpus:

@@ -91,12 +91,12 @@ def info_nce(z1, z2, hidden, rows, temperature, own=slice(None)):
     return (F.cross_entropy(logits, target, reduction='none') * rows[own]).sum() / (rows.sum() * share)
 
 
-def contrast(Z, meanings, valid, stage, temperature, anchors=True, mask_false_negatives=True, own=None):
+def contrast(Z, meanings, valid, stage, temperature, anchors=True, mask_false_negatives=True, own_scenes=None):
     """The contrastive loss of a whole batch. Z (n, K, views, E): scenes x variants x renderings; meanings and valid
-    (n, K); own: the slice of scenes that this rank answers for, as in info_nce. Stage 2 has a third view, a free
+    (n, K); own_scenes: the slice of them that this rank answers for, as in info_nce. Stage 2 has a third view, a free
     paraphrase, pulled to the canonical ones without moving them."""
     n, K = meanings.shape
-    own = slice(own.start * K, own.stop * K) if own else slice(0, n * K)              # of rows
+    own = slice(own_scenes.start * K, own_scenes.stop * K) if own_scenes else slice(0, n * K)     # of rows
     z = Z.flatten(0, 1)                                                               # (n*K, views, E)
     ids, ok, row = meanings.flatten(), valid.flatten(), torch.arange(n * K, device=Z.device)
     hidden = ~ok[None, :].expand(own.stop - own.start, -1)                            # (own, n*K)
@@ -335,8 +335,8 @@ def main():
             with run.autocast():
                 V = encoder(flat)
                 z, V = readout(V), V[some]
-                noisy = V + canvas_noise * noise.transpose(0, 1).flatten(0, 1)
-                rec = reconstruction(decoder, noisy, None, flat[some]) if lambda_rec else V.new_zeros(())
+                rec = (reconstruction(decoder, V + canvas_noise * noise.transpose(0, 1).flatten(0, 1), None, flat[some])
+                       if lambda_rec else V.new_zeros(()))
             found = priors.image_prior_terms(priors.seen(V, stride, prior_samples // parts), alpha, cell)
             local = priors.image_prior_loss(found, weights(config)) + lambda_rec * rec
             return z.unflatten(0, x.shape[:3]), local, found | {'rec': rec}

@@ -210,8 +210,9 @@ def main():
                 T_V = jitter(V, u.flatten(0, 2), jitter_prob, max_shift, blur_sigma, cutout)
                 jittered = readout(T_V).unflatten(0, x.shape[:3])
                 some = data.spread(index, each, read)
-                noisy = T_V[some] + canvas_noise * noise.transpose(0, 1).flatten(0, 1)
-                rec = reconstruction(decoder, noisy, None, flat[some]) if lambda_rec else V.new_zeros(())
+                noise = canvas_noise * noise.transpose(0, 1).flatten(0, 1)
+                rec = (reconstruction(decoder, T_V[some] + noise, None, flat[some]) if lambda_rec else
+                       V.new_zeros(()))
             z = z.unflatten(0, x.shape[:3])
             inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()            # |g(T(V(x1))) - g(V(x2))|^2
             found = priors.image_prior_terms(priors.seen(V[some], stride, prior_samples // parts), alpha, cell)

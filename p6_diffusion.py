@@ -338,7 +338,7 @@ def main():
         for group in optimizer.param_groups:
             group['lr'] = unet_lr if group['net'] == 'unet' else lr * group['scale']
         nets.train()
-        generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step + 2 * data.SALT)    # not the scenes'
+        generator = torch.Generator(run.device).manual_seed(1_000_003 * seed + step + 2 * data.SALT)
         terms = {}
 
         if lambda_prior:                                               # the U-Net on the buffer

@@ -3,8 +3,8 @@
 An ablation is a set of overrides of the phase scripts, so each is run as an ordinary command line. It branches off the
 baseline of its seed at the first phase that it changes; a finished run is never repeated, an unfinished one goes on.
 The table says for every target metric how far it drops, in standard deviations of the baseline, and whether the worst
-seed of the one is still better than the best seed of the other. A piece whose removal shows nowhere is its most useful
-line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum, in a table of its own.
+seed of the one is better than the best seed of the other by more than what counts as a difference. A piece whose
+removal shows nowhere is its most useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum, in a table of its own.
 
 Cost: on 2 CPU cores three seeds of the plan's pieces take one night (seven hours), one seed of two pieces that only P5
 has (`--seeds=1 --only='copy suppression,round trip'`) twenty minutes; stop it any time (Ctrl-C) and start the same
@@ -112,7 +112,7 @@ ABLATIONS = {
     # what is ours and not the plan's. Without stages z is asked from step 250 on which scenes it confuses, with them
     # from some 750 on, and knows less then; without var what holds the size of a canvas goes, which common can grow.
     'stages (ours)': {'p2': '--staged=false'},
-    'stages and mined pairs (ours)': {'p2': '--staged=false --mine_every=0'},
+    'stages and mined pairs (ours)': {'p2': '--staged=false --mine_every=0'} | ablation(LATER, '--mine_pairs=false'),
     'var and common (ours)': ablation(PRIOR, '--lambda_var=0 --lambda_common=0'),
     'all hard negatives (ours)': ablation(LATER, '--negatives=0 --mine_pairs=false') | {
         'p2': '--negatives=0 --staged=false --mine_every=0'},
@@ -259,14 +259,14 @@ def sources_of(chain):
     for path in (run.folder / 'run.json' for run in chain):
         if path.is_file():
             about = json.loads(path.read_text(encoding='utf-8'))
-            commit = about['commit'] or 'no git'
-            found.add((commit[:7] + '-dirty' * commit.endswith('dirty'),
-                       re.sub(r', \d+ threads', '', about['hardware'])))
+            found.add((runtime.short(about['commit']), re.sub(r', \d+ threads', '', about['hardware'])))
     return found
 
 
 def made_by(sources):
-    """A line under a table: which runs it is made of."""
+    """A line under a table: which runs it is made of; nothing under an empty one."""
+    if not sources:
+        return ''
     made = '; '.join(f'{commit} on {hardware}' for commit, hardware in sorted(sources))
     several = ' **The runs are of several commits or machines.**' if len(sources) > 1 else ''
     return f'\nPreset `{preset}`, made by {made}.{several}\n'
@@ -304,18 +304,18 @@ def effects(base, other):
     worse, -1 all better, 0 neither). nan is worse than anything, and in the baseline nothing to compare with."""
     drop = SIGN * (base.mean(0) - other.mean(0)) / np.maximum(base.std(0, ddof=1), RESOLUTION)
     ours, theirs = (np.where(np.isnan(values), -np.inf, SIGN * values) for values in (base, other))
-    side = ((ours.min(0) > theirs.max(0) + RESOLUTION).astype(int)
-            - (ours.max(0) + RESOLUTION < theirs.min(0))) * np.abs(SIGN)
-    return np.where((SIGN == 0) | np.isnan(base).any(0), 0, np.nan_to_num(drop, nan=np.inf)), side
+    side = (ours.min(0) > theirs.max(0) + RESOLUTION).astype(int) - (ours.max(0) + RESOLUTION < theirs.min(0))
+    nothing = (SIGN == 0) | np.isnan(base).any(0)
+    return np.where(nothing, 0, np.nan_to_num(drop, nan=np.inf)), np.where(nothing, 0, side)
 
 
 def p_value(base, other):
-    """Permutation test of "some target metric is worse": the share of all labellings of the same runs whose largest t
-    statistic (of the difference beyond the resolution; pooled sd, at least the resolution) is at least this
-    labelling's. The maximum over the metrics allows for there being many of them (max-T, Westfall & Young 1993). Runs
-    of one seed share what comes before the branch, and of that the test makes nothing: it misses what is small. nan is
-    10 worse than anything."""
-    scores, (m, n) = SIGN * np.concatenate([base, other]), (len(base), len(other))
+    """Permutation test of "some target metric is worse by more than its resolution": other is first brought nearer by
+    that much; then the share of all labellings of the same runs whose largest t statistic (pooled sd, at least the
+    resolution) is at least this labelling's. The maximum over the metrics allows for there being many of them (max-T,
+    Westfall & Young 1993). Runs of one seed share what comes before the branch, and of that the test makes nothing: it
+    misses what is small. nan is 10 worse than anything."""
+    scores, (m, n) = SIGN * np.concatenate([base, other + SIGN * RESOLUTION]), (len(base), len(other))
     worst = np.min(scores, 0, where=~np.isnan(scores), initial=1e3) - 10 * np.abs(SIGN)
     scores = np.where(np.isnan(scores), worst, scores)
     largest = []
@@ -324,7 +324,7 @@ def p_value(base, other):
         ours, theirs = scores[~ablated], scores[ablated]
         variance = ((m - 1) * ours.var(0, ddof=1) + (n - 1) * theirs.var(0, ddof=1)) / (m + n - 2)
         error = np.sqrt(np.maximum(variance, RESOLUTION ** 2) * (1 / m + 1 / n))
-        largest.append((np.maximum(ours.mean(0) - theirs.mean(0) - RESOLUTION, 0) / error).max())
+        largest.append(((ours.mean(0) - theirs.mean(0)) / error).max())
     return float(np.mean(np.array(largest) >= largest[-1] - 1e-9))                 # the last labelling is the true one
 
 
@@ -336,17 +336,17 @@ def cell(column):
 
 
 def table(found, sources):
-    """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds do not overlap."""
+    """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds lie apart."""
     base, directed = found['baseline'], int(np.abs(SIGN).sum())
     m = len(base)
     chance = f'by chance at most {directed / math.comb(2 * m, m):.2g} of {directed} metrics'
     lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets how much worse, in standard '
              f'deviations of the baseline (n = {m}). **Bold**: every seed is worse than every seed of the baseline, '
              f'beyond the resolution of the metric ({chance}); *italic*: every one is better. p: permutation test of '
-             '"some metric is worse", of which one row in twenty has 0.05 by chance; what it does not find may still '
-             'be there. Each prior has a statistic of its own here, which must react first: |slope - 2|, TV, wavelet '
-             'prior, kurtosis, correlation. Where z collapses its cosines rise, and a canvas without variance has '
-             'little TV: read them beside R@1.', '',
+             '"some metric is worse", of which at most one row in twenty has 0.05 by chance; what it does not find may '
+             'still be there. Each prior but var has a statistic of its own here, which must react first: |slope - 2|, '
+             'TV, wavelet prior, kurtosis, correlation. Where z collapses its cosines rise, and a canvas without '
+             'variance has little TV: read them beside R@1.', '',
              '| without | n | ' + ' | '.join(label.replace('|', '\\|') for label, *_ in TARGETS) + ' | worse in | p |',
              '|---' * (len(TARGETS) + 4) + '|']
     for name, values in found.items():

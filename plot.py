@@ -661,9 +661,11 @@ def ablation_canvases(folder, runs):
     runs = {name: [m for m in metrics if np.isfinite(np.array([*m['alpha'], *m['kurtosis']], float)).all()]
             for name, metrics in runs.items()}      # a null in the log is not finite
     runs = {name: metrics for name, metrics in runs.items() if metrics}
+    if not runs:
+        return None
     fig, axes = figure(9, 1.5 + 0.34 * len(runs), 1, 4, sharey=True, width_ratios=(3, 3, 3, 1.4))
     panels = (('alpha', 'Slope of the spectrum', 'α, a dot a channel and seed'),
-              ('kurtosis', 'Gradient kurtosis', 'a dot a channel and seed'),
+              ('kurtosis', 'Gradient kurtosis', 'a dot a channel and seed; Gaussian 3'),
               ('tv_normalised', 'TV at unit variance', 'a pixel, a dot a seed'))
     for ax, (key, title, unit) in zip(axes[0], panels):
         for row, (name, metrics) in enumerate(runs.items()):
@@ -674,7 +676,6 @@ def ablation_canvases(folder, runs):
         ax.set(title=title, xlabel=unit)
     axes[0, 0].axvspan(*BAND, color=SHADE, zorder=0)
     gate_line(axes[0, 1], 3, 'Gaussian field', horizontal=False)
-    axes[0, 1].set_xlim(left=2)
     axes[0, 0].set_yticks(range(len(runs)), [name if name == 'baseline' else f'without {name}' for name in runs])
     ax = axes[0, 3]
     for row, metrics in enumerate(runs.values()):

@@ -308,10 +308,12 @@ def lattice_loss(V, cell, hann=None):
     The radial spectrum cannot see the grid: its few bins are a twentieth of their rings. The ratio, mean over channels
     and frequencies of a canvas, is 1 in a natural field; what is above 1 counts, or the canvases would get holes there
     instead of peaks. A per-sample mean. hann: hann_power(V), if it is there already."""
-    powers = lattice_power(V, cell, hann_power(V) if hann is None else hann)
+    hann = hann_power(V) if hann is None else hann
+    powers = lattice_power(V, cell, hann)
     if powers is None:
         return V.sum() * 0
-    return F.relu((powers[0] / (powers[1].mean(-1) + EPS)).mean((1, 2)) - 1).mean()
+    floor = EPS * (hann.mean((2, 3)) + EPS)[..., None]             # far below any canvas, however weak
+    return F.relu((powers[0] / (powers[1].mean(-1) + floor)).mean((1, 2)) - 1).mean()
 
 
 @torch.no_grad()

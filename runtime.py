@@ -189,7 +189,7 @@ def start(phase, config):
             run.tensorboard = open_tensorboard(run.dir) if config.get('tensorboard') else None
     except OSError as error:
         fail(f'cannot write to {run.dir}: {error.strerror}; choose another --out_dir')
-    run.say(f'{phase}: {provenance(device)}, {run.dtype}, ranks {world}, writes {run.dir}')
+    run.say(f'{phase}: {provenance(device, run.commit)}, {run.dtype}, ranks {world}, writes {run.dir}')
     return run
 
 
@@ -210,11 +210,15 @@ def hardware(device):
     return f'{device.type} {name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
 
 
-def provenance(device):
+def short(commit):
+    """A commit in seven digits."""
+    return (commit or 'no git')[:7] + '-dirty' * (commit or '').endswith('dirty')
+
+
+def provenance(device, commit):
     """What a log begins with: commit, versions and hardware."""
-    commit = git_commit() or 'no git'
-    return (f"commit {commit[:7]}{'-dirty' * commit.endswith('dirty')}, Python {platform.python_version()}, torch "
-            f'{torch.__version__}, {hardware(device)}')
+    return (f'commit {short(commit)}, Python {platform.python_version()}, torch {torch.__version__}, '
+            f'{hardware(device)}')
 
 
 DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG
@@ -562,8 +566,8 @@ class _Gather(torch.autograd.Function):
 def gather(x, run):
     """(n, ...) on each rank -> (world * n, ...) on every rank, in rank order, with gradient; n is equal on all ranks.
 
-    Rank r then computes a loss L_r of all rows, whose mean over the ranks is what is to fall: the same on each, or that
-    of its own rows against all. The backward *sums* over the ranks, so that rank r gets world * dL/dx_r.
+    Rank r then computes a loss L_r of all rows; their mean over the ranks is the L that is to fall: each may compute
+    all of it, or that of its own rows against all. The backward *sums* over the ranks, so that rank r gets world * dL/dx_r.
     average_gradients divides by world, which leaves sum_r dL/dx_r dx_r/dtheta: exactly what one process finds on the
     whole batch. The same holds for a loss that is a mean over a rank's own rows, so the two may be added.
     """

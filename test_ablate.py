@@ -96,6 +96,8 @@ def test_effects_by_hand():
     assert not p7_ablate.effects(base * 0, tiny)[1].any() and not p7_ablate.effects(tiny, base * 0)[1].any()
     drop, side = p7_ablate.effects(lost, base)
     assert drop[0] == side[0] == 0 and not np.isnan(drop).any(), 'nothing to compare with'
+    lost[1, 0] = math.nan
+    assert p7_ablate.effects(lost, base + 9 * p7_ablate.SIGN)[1][0] == 0
 
 
 def test_p_value_by_hand():
@@ -120,6 +122,10 @@ def test_p_value_by_hand():
     # By chance it is small as often as it says: 1/20 of the time at most.
     small = [p7_ablate.p_value(*rng.normal(size=(2, 3, n))) <= 1 / 20 for _ in range(400)]
     assert 0.01 < np.mean(small) < 0.09
+    R = p7_ablate.RESOLUTION        # worse in truth, by less than what counts
+    small = [p7_ablate.p_value(rng.normal(0, 0.2 * R, (3, n)), rng.normal(-0.9 * R * p7_ablate.SIGN, 0.2 * R, (3, n)))
+             <= 1 / 20 for _ in range(200)]
+    assert np.mean(small) < 0.09
 
 
 def test_target_values_of_a_log_with_holes():
@@ -301,4 +307,5 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     lost = run | {'alpha': [None, 2.0]}
     p7_ablate.plot.ablation_canvases(tmp_path, {'baseline': [run, run], 'tv': [run], 'var': [lost]})
     assert (tmp_path / 'ablation_canvases.png').read_bytes()[:4] == b'\x89PNG'
+    assert p7_ablate.plot.ablation_canvases(tmp_path, {'var': [lost]}) is None, 'nothing finite'
     assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'

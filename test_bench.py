@@ -1,4 +1,6 @@
 """bench.py measures what it says: one tiny step of P1, in a process of its own."""
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,9 +17,9 @@ def test_a_step_is_measured_in_parts(tmp_path):
     assert sum(found['where'].values()) == pytest.approx(1)
     for part in ('products', *bench.PARTS):
         assert 0 < (min(found[part]) if part == 'data' else found[part]) < 5, part
-    assert found['matmul'] < found['products'], "the others are attention's"
-    # A batch of 8 on 8x8 queries of width 32: two cross projections alone are 2 x 8 x 64 x 32 x 32 x 2 each way.
-    assert found['operations'] > 3 * 2 * 8 * 64 * 32 * 32 * 2
+    # The transformer block alone is 8 x 2 x T x (4 x 32 x 32 + 2 x 32 x 64) forward, T at least 6.
+    assert found['operations'] > 3 * 8 * 2 * 6 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert 'product' in ' '.join(found['where']) and found['where']['matrix products'] > 0
     memory = bench.step_of('p1', words, tmp_path, timed=0, threads=1)
     assert memory['seconds'] == [] and 0.1 < memory['gigabytes'] < 4 and 'where' not in memory
     broken = bench.step_of('p1', words + ' --batch_size=0', tmp_path, timed=1, threads=1)
@@ -37,5 +39,13 @@ def test_products_are_found_and_made_again():
         again = bench.made(given, torch.device('cpu'))
         assert bench.look(again) == given, 'shape, stride and dtype'
         operator(*again)
-    everything, without_attention = bench.cost_of_products(products.found, torch.device('cpu'))
-    assert 0 < without_attention < everything
+    assert bench.cost_of_products(products.found, torch.device('cpu')) > 0
+
+
+def test_attention_and_priors_have_products_of_their_own():
+    q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 5, 8), torch.randn(2, 4, 5, 8)
+    for grad, products in ((False, 2), (True, 6)):                  # each product has two more in its backward
+        found = bench.products_of(partial(bench.attention_step, grad, q, k, v), 3)
+        assert sum(found.values()) == 3 * products
+    found = bench.products_of(lambda: bench.priors_step(torch.randn(4, 6, 32, 32), 2.0, 4), 1)
+    assert {operator.__name__.partition('.')[0] for operator, _ in found} == {'mm', 'bmm'}

@@ -925,3 +925,14 @@ def test_program_refuses_what_makes_no_sense(here, settings, monkeypatch, capsys
     with pytest.raises(SystemExit) as stop:
         data.main()
     assert stop.value.code == 2 and capsys.readouterr().err.count('\n') == 1
+
+
+def test_spread_takes_the_same_rows_however_the_batch_is_split():
+    index = torch.arange(12)
+    for each, m in (6, 1), (6, 2), (6, 4), (9, 3), (6, 6):
+        whole = data.spread(index, each, m)
+        assert len(whole) == 12 * m and len(set(whole.tolist())) == 12 * m, 'no row twice'
+        assert (whole.view(m, 12) // each == index).all(), 'the first of every scene, then the second'
+        parts = [data.spread(part, each, m).view(m, 4) + each * part[0] for part in index.split(4)]
+        assert torch.equal(torch.cat(parts, dim=1).flatten(), whole)
+    assert len(set((data.spread(index, 6, 1) % 6).tolist())) == 6, 'all variants and views have their turn'

@@ -151,6 +151,15 @@ def test_prior_input():
     assert both[0, 6, 3].tolist() == both[1, 7, :, 3].tolist() == pytest.approx(np.linspace(-1, 1, 8).tolist())
 
 
+def test_noise_of_reading_is_a_function_of_seed_and_step():
+    run = SimpleNamespace(device=torch.device('cpu'))
+    noise, again, later, other = (p1_canvas.reading_noise((64, 2), (6, 8, 8), seed, step, run)
+                                  for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5)))
+    assert noise.shape == (64, 2, 6, 8, 8) and torch.equal(noise, again)
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert abs((noise * later).mean()) < 0.02 and abs((noise * other).mean()) < 0.02
+
+
 def test_reconstruction_does_not_depend_on_padding_or_on_how_the_batch_is_cut():
     V, x = torch.randn(4, 2, 8, 8), torch.randint(4, 20, (4, 8))
     x[0, 3:], x[1, 5:] = 0, 0
@@ -208,7 +217,7 @@ def test_contrast_of_each_rank_s_own_rows_is_in_the_mean_that_of_all():
     for options in ({}, {'anchors': False}, {'mask_false_negatives': False}):
         for stage in (1, 2, 3):
             whole = p2_contrast.contrast(Z, meanings, valid, stage, 0.3, **options)
-            ranks = [p2_contrast.contrast(Z, meanings, valid, stage, 0.3, own=slice(r, r + 2), **options)
+            ranks = [p2_contrast.contrast(Z, meanings, valid, stage, 0.3, own_scenes=slice(r, r + 2), **options)
                      for r in (0, 2)]
             assert torch.allclose(sum(ranks) / 2, whole, rtol=1e-6) and not torch.allclose(*ranks)
             gradients = (torch.autograd.grad(loss, Z)[0] for loss in (sum(ranks) / 2, whole))

@@ -475,7 +475,7 @@ def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase, more):
 # ---- ranks and micro-steps ------------------------------------------------------------------------------------------
 
 # Fewer rows for priors and reading than the batch has, so that it matters which ones. Untrained decoders say no four
-# tokens of the input in a row, but one.
+# tokens of the input in a row, but one (P6 looks for four, as its P5 did: its copy term would be 0 whatever is done).
 RANKS = {'p1': ['--batch_size=8', '--dropout=0.0', '--prior_gate=0.0', '--prior_ramp=1', '--prior_samples=4'],
          'p2': ['--batch_size=8', '--rec_samples=24', '--prior_samples=16'],
          'p3': ['--batch_size=8', '--rec_samples=16', '--prior_samples=4'],
