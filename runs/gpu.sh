@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The plan's full size in ten minutes of one H200, as far as arithmetic goes (README, "On GPUs, on paper"): 32x32 queries, D 384, 6 layers,
-# batch 256, for the steps and with the recipe of runs/cpu.sh. Learning rates are a third of those there: the nets are three times as wide.
+# The plan's full size, meant for ten minutes of one H200 (arithmetic in README, "On GPUs, on paper"; never run): 32x32 queries, D 384,
+# 6 layers, batch 256, for the steps (P1: 1500) and with the recipe of runs/cpu.sh. Learning rates are a third of those there: the nets
+# are three times as wide.
 #   bash runs/gpu.sh [folder]          NPROC=4 bash runs/gpu.sh   for four GPUs
-# The plan's 10,000 steps a phase: the same scripts without any flag but --out_dir and --init_from.
+# The plan's lengths and weights are the scripts' defaults: leave out all flags but --out_dir, --init_from, and P6's --control.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-out/gpu}
