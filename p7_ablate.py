@@ -4,7 +4,8 @@ An ablation is a set of overrides of the phase scripts, so each is run as an ord
 baseline of its seed at the first phase that it changes; a finished run is never repeated, an unfinished one goes on.
 The table says for every target metric how far it drops, in standard deviations of the baseline, and whether the worst
 seed of the one is better than the best seed of the other by more than what counts as a difference. A piece whose
-removal shows nowhere is its most useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum, in a table of its own.
+removal shows nowhere is its most useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum,
+in a table of its own.
 
 Cost: on 2 CPU cores three seeds of the plan's pieces take one night (seven hours), one seed of two pieces that only P5
 has (`--seeds=1 --only='copy suppression,round trip'`) twenty minutes; stop it any time (Ctrl-C) and start the same

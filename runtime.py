@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import tokenize
 import warnings
@@ -94,28 +95,32 @@ def as_text(value):
 
 
 def assignments(path):
-    """{name: trailing comment or ''} of the `name = ...` lines at the left margin of a Python file, in order.
+    """{name: trailing comment or ''} of the `name = ...` lines at the left margin of a Python file, in order. A comment
+    goes on in indented lines of nothing else.
 
     Imported names are not among them, so `from p2_contrast import temperature` makes no key of P5.
     """
-    found, before, name = {}, None, None
+    found, before, name, line = {}, None, None, 0
     with open(path, encoding='utf-8') as source:
         for token in tokenize.generate_tokens(source.readline):
             if token.string == '=' and before.type == tokenize.NAME and before.start[1] == 0:
-                name = before
+                name, line = before, before.start[0]
                 found.setdefault(name.string, '')
             elif token.type == tokenize.COMMENT and name and token.start[0] == name.start[0]:
                 found[name.string] = token.string.lstrip('# ')
+            elif token.type == tokenize.COMMENT and name and token.start[0] == line + 1 and token.start[1]:
+                found[name.string], line = f"{found[name.string]} {token.string.lstrip('# ')}".strip(), line + 1
             before = token
     return found
 
 
 def print_help(doc, config, comments):
-    """Print the docstring, then a line `--key=default  comment` for each key (rank 0)."""
+    """Print the docstring, then `--key=default  comment` for each key, in lines of 120 (rank 0)."""
     flags = {key: f'--{key}={as_text(value)}' for key, value in config.items()}
     width = max(map(len, flags.values()), default=0)
     if os.environ.get('RANK', '0') == '0':
-        lines = [f'  {flags[key]:{width}}  {comments[key]}'.rstrip() for key in config]
+        lines = [textwrap.fill(comments[key], 120, initial_indent=f'  {flags[key]:{width}}  ',
+                               subsequent_indent=' ' * (width + 4)) or f'  {flags[key]}' for key in config]
         try:
             print(doc.strip() + '\n', *lines, sep='\n', flush=True)
         except BrokenPipeError:                                        # `| head` has seen enough

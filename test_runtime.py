@@ -22,7 +22,9 @@ Reads: nothing.
 from math import pi
 
 steps = 10                   # optimizer steps
-learning_rate = 1e-3         # peak, AdamW
+learning_rate = 1e-3         # peak, AdamW; what there is to say about it takes more than one line of the script, and of
+                             # the help too
+# a heading is no part of it
 compile = True
 name = 'a#b'                 # a '#' in a value starts no comment
 batch_size = 4               # sentences a step
@@ -247,7 +249,10 @@ def test_help_lists_keys_with_default_and_comment(script, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert stop.value.code == 0 and lines[0] == 'A toy script.'
     assert "  --name=a#b             a '#' in a value starts no comment" in lines
-    assert '  --compile=true' in lines
+    assert '  --compile=true' in lines and 'heading' not in ' '.join(lines)
+    at = lines.index('  --learning_rate=0.001  peak, AdamW; what there is to say about it takes more than one line of the '
+                     'script, and of the')
+    assert lines[at + 1] == 25 * ' ' + 'help too' and max(map(len, lines)) <= 120
     assert not any('--inner' in line or '--pi' in line or '--table' in line for line in lines)
 
 
