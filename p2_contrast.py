@@ -146,7 +146,8 @@ def confused_pairs(encode_z, corpus, run, among=None, share=0.05, pool=50_000, r
     of scenes whose nearest is nearest of all. encode_z: (N, T) -> (N, E) unit vectors. -> (P, 2) int64 on the host.
     Every rank searches, and all go by what rank 0 found, should rounding differ."""
     scenes = (torch.arange(corpus.size) if among is None else among)[:pool]           # (S,)
-    z = encode_z(corpus.fixed(among=scenes))                                          # (S, E)
+    with runtime.eagerly():
+        z = encode_z(corpus.fixed(among=scenes))                                      # (S, E)
     meanings = corpus.meanings[scenes.to(z.device), 0]
     found = [(z[part] @ z.T).masked_fill(meanings[part, None] == meanings, -2.0).max(1)
              for part in torch.arange(len(z), device=z.device).split(rows)]

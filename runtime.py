@@ -18,7 +18,7 @@ import textwrap
 import time
 import tokenize
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -478,12 +478,13 @@ class EMA:
 
     @contextmanager
     def weights(self):
-        """`with ema.weights():` the nets hold the averages. Weights and random state come back, even after an error,
-        so that an evaluation leaves no trace in the training after it."""
+        """`with ema.weights():` the nets hold the averages and run eagerly: an evaluation has batches of its own
+        shapes, and each would be compiled for few calls (17 graphs instead of 7 in P2). Weights and random state come
+        back, even after an error, so that an evaluation leaves no trace in the training after it."""
         trained = {key: value.detach().clone() for key, value in self.live.items()}
         self._fill(self.mean)
         try:
-            with torch.random.fork_rng({value.device for value in self.live.values() if value.is_cuda}):
+            with torch.random.fork_rng({value.device for value in self.live.values() if value.is_cuda}), eagerly():
                 yield
         finally:
             self._fill(trained)
@@ -516,6 +517,13 @@ def compile_nets(nets, run):
         torch._dynamo.config.recompile_limit = 64
         for net in nets.values():
             net.compile(dynamic=False)
+
+
+def eagerly():
+    """A context in which compiled nets run eagerly and nothing is compiled."""
+    if 'torch._dynamo' not in sys.modules:      # nothing is; to load the compiler for this would take two seconds
+        return nullcontext()
+    return torch.compiler.set_stance('force_eager')
 
 
 def count_parameters(net):

@@ -52,6 +52,17 @@ def close(a, b, atol=1e-5):
     return torch.allclose(a, b, atol=atol, rtol=1e-4)
 
 
+@pytest.mark.parametrize('net', [encoder(), encoder(query_grid=4), encoder(slots=3), Readout(C, Z, 16), UNet(C, 8),
+                                 *(decoder(memory=m) for m in MEMORIES)], ids=lambda net: type(net).__name__)
+def test_a_net_is_one_graph(net):
+    """What torch.compile cannot trace would break it in two."""
+    x, (V, z) = sentences([6, 9]), sources(2)
+    given = {TextEncoder: (x,), Readout: (V,), UNet: (V, torch.rand(2)), TextDecoder: (x, V, z)}[type(net)]
+    expected = net(*given)
+    assert close(torch.compile(net, fullgraph=True, backend='eager', dynamic=False)(*given), expected)
+    torch._dynamo.reset()
+
+
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 def test_rope_scores_depend_on_relative_position_only():

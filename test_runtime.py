@@ -256,6 +256,23 @@ def test_help_lists_keys_with_default_and_comment(script, capsys):
     assert not any('--inner' in line or '--pi' in line or '--table' in line for line in lines)
 
 
+def test_evaluation_compiles_nothing():
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+    compiled, net = [], Net(4, 3)
+    net.compile(backend=lambda graph, _: compiled.append(graph) or graph.forward, dynamic=False)
+    ema = runtime.EMA({'net': net}, 0.9)
+    net(torch.ones(2, 4))
+    with ema.weights():
+        for rows in (2, 3, 5):
+            net(torch.ones(rows, 4))
+    assert len(compiled) == 1
+    net(torch.ones(3, 4))
+    assert len(compiled) == 2
+    torch._dynamo.reset()
+
+
 def test_help_into_a_pipe_that_closes(tmp_path):
     (tmp_path / 'p9_toy.py').write_text(TOY)
     process = python('p9_toy.py', '--help', cwd=tmp_path)
