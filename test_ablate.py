@@ -278,9 +278,13 @@ def test_slopes_table(tmp_path, monkeypatch):
         row = {'step': 1, **metrics, 'val/r1': 0.9 + 0.1 * (seed == 2)}
         (folder / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
     rows = p7_ablate.slopes_table().splitlines()
-    assert len(rows) == 5 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|') and rows[4]
+    assert len(rows) == 3 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|')
     assert rows[2].startswith('| 1.2 | 2 | 1.2 ± 0 | 0.2 ± 0 | 0.667 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.95 ± 0.071 |')
     assert '| 0.3 ± 0 | 1 ± 0 |' in rows[2], 'the worst family'
+    run = next(run for run in p7_ablate.runs(['slope 1.2'], [0]) if run.name == 'slope 1.2' and run.phase == 'p6')
+    facts = {'config': p7_ablate.settings('p6', tuple(run.command[2:])), 'commit': 'abcdef0123', 'hardware': 'cpu'}
+    (run.folder / 'run.json').write_text(json.dumps(facts))
+    assert 'made by abcdef0 on cpu' in p7_ablate.slopes_table().splitlines()[-1]
     made = p7_ablate.home('slope 1.2', 2) / 'p1'
     made.mkdir()
     (made / 'run.json').write_text(json.dumps({'config': {'alpha': 2.0}}))
