@@ -649,7 +649,7 @@ def ablations(folder, names, targets, drops, sides):
         i, k = np.nonzero(sides == side)
         ax.plot(k, i, 'o', ms=5, mfc=fill, mec='white' if fill == INK else INK, mew=0.8, label=label)
     ax.set_title('What each piece is for')
-    fig.legend(loc='lower left', ncols=1)
+    ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.3)
     fig.colorbar(image, label='worse by (sd of the baseline)', extend='both')
     return save(fig, Path(folder) / 'ablations.png')
 
@@ -664,9 +664,9 @@ def ablation_canvases(folder, runs):
     if not runs:
         return None
     fig, axes = figure(9, 1.5 + 0.34 * len(runs), 1, 4, sharey=True, width_ratios=(3, 3, 3, 1.4))
-    panels = (('alpha', 'Slope of the spectrum', 'α, a dot a channel and seed'),
-              ('kurtosis', 'Gradient kurtosis', 'a dot a channel and seed; Gaussian 3'),
-              ('tv_normalised', 'TV at unit variance', 'a pixel, a dot a seed'))
+    panels = (('alpha', 'Slope of the spectrum', 'α; a dot a channel and seed'),
+              ('kurtosis', 'Gradient kurtosis', 'dashed: Gaussian field'),
+              ('tv_normalised', 'TV at unit variance', 'a pixel; a dot a seed'))
     for ax, (key, title, unit) in zip(axes[0], panels):
         for row, (name, metrics) in enumerate(runs.items()):
             values = np.concatenate([np.ravel(m[key]) for m in metrics])
