@@ -7,7 +7,7 @@ seed of the one is better than the best seed of the other by more than what coun
 removal shows nowhere is its most useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum,
 in a table of its own.
 
-Cost: on 2 CPU cores three seeds of the plan's pieces take one night (seven hours), one seed of two pieces that only P5
+Cost: on 2 CPU cores three seeds of the plan's pieces take one night (seven and a half hours), one seed of two pieces that only P5
 has (`--seeds=1 --only='copy suppression,round trip'`) twenty minutes; stop it any time (Ctrl-C) and start the same
 command again.
 
@@ -84,7 +84,7 @@ PRESETS = {
         'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2',
         'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
               '--max_steps=2'}}
-MINUTES = {'p1': 2, 'p2': 13.5, 'p3': 2, 'p4': 2.5, 'p5': 3, 'p6': 6}     # of preset cpu, beside one other run
+MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # of preset cpu, beside one other run
 SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
            'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
 
@@ -128,7 +128,7 @@ SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # 
 PLAN = [name for name in ABLATIONS if name != 'baseline' and '(ours)' not in name]
 ABLATIONS |= {name: ablation(PRIOR, f'--alpha={alpha}') for name, alpha in SLOPES.items()}
 GROUPS = {'all': list(ABLATIONS), 'ours': [name for name in ABLATIONS if '(ours)' in name], 'slopes': list(SLOPES),
-          'plan': [*PLAN, 'stages (ours)']}
+          'plan': PLAN}
 
 # Target metrics: label, how to read it from the metrics of a P5 checkpoint; +1: more is better, -1: less is, 0: shown
 # only; a difference that is too small to matter. A canvas of less contrast has less total variation, so that is read at
@@ -424,6 +424,8 @@ def main():
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')
     failed, stopped = [], False
+    if dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)        # `| head` is no error
     if not draw_only:
         lock, gpus = None if dry_run else launch.only_driver(out_dir), launch.visible_gpus(device)
         queue, slots = to_do(runs(names)), jobs or len(gpus) or 2
@@ -431,7 +433,6 @@ def main():
         print(f'{len(queue)} runs to do, {slots} at a time' + f', about {hours:.1f} hours' * (preset == 'cpu')
               + f'; {len(runs(names)) - len(queue)} have ended or are not needed')
         if dry_run:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)    # `| head` is no error
             for run in queue:
                 print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))
             return
