@@ -1,18 +1,35 @@
-"""Command lines that wait for each other, several at a time: what p7_ablate.py needs that is not its idea.
-
-A run has a folder, the checkpoint that it starts from (`before`, None for the first of a chain), a command, and a name,
-a seed and a phase to be called by. What it prints goes to run.log in its folder; it has ended when gate.json is there.
+"""Command lines of the phase scripts that wait for each other, several at a time: which are still to be done, and doing
+them. What p7_ablate.py needs that is not its idea.
 """
 import fcntl
+import importlib
+import json
 import os
+import re
 import signal
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import runtime
+
+SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
+           'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
+
+
+class Run(NamedTuple):
+    """One phase of one chain: a name and a seed to be called by, its folder (what it prints goes to run.log there), the
+    checkpoint that it starts from (None for P1) and its command line."""
+    name: str
+    seed: int
+    phase: str
+    folder: Path
+    before: Path | None
+    command: list
 
 
 def diverged(run):
@@ -28,6 +45,53 @@ def ended(run):
 def finished(run):
     """Whether a run has ended and others can start from it."""
     return ended(run) and (run.folder / 'ckpt.pt').is_file()
+
+
+@cache
+def settings(phase, words):
+    """{key: value} of a phase script under these words of a command line (a tuple)."""
+    module = vars(importlib.import_module(SCRIPTS[phase].removesuffix('.py')))
+    return runtime.configure(dict(module), list(words))
+
+
+def own_settings(run):
+    """Whether the folder of a run holds nothing, or a run of these settings, wherever that stood and began."""
+    facts = run.folder / 'run.json'
+    if not facts.is_file():
+        return True
+    made, usual = json.loads(facts.read_text(encoding='utf-8'))['config'], settings(run.phase, ())
+    wanted = settings(run.phase, tuple(run.command[2:]))
+    return all(made.get(key, usual[key]) == value for key, value in wanted.items()      # what is missing came later
+               if key not in ('out_dir', 'init_from', 'resume', 'device'))
+
+
+def to_do(chain):
+    """The runs of chain, a list of what comes before first, that are still to be done: the last ones of a branch that
+    have not ended, and what these start from; nothing that comes after one that diverged. So checkpoints may be deleted
+    once nothing unfinished needs them. SystemExit(2), after one line, if a folder holds a run of other settings."""
+    found, inner, wanted, hopeless = [], {run.before for run in chain}, set(), set()
+    for run in chain:
+        if not own_settings(run):
+            runtime.fail(f'{run.folder} holds a run of other settings; use another --out_dir')
+        if diverged(run) or run.before in hopeless:
+            hopeless.add(run.folder / 'ckpt.pt')
+    for run in reversed(chain):
+        checkpoint = run.folder / 'ckpt.pt'
+        done = checkpoint in hopeless or ended(run) and (checkpoint not in wanted or checkpoint.is_file())
+        if not done and (checkpoint in wanted or checkpoint not in inner):
+            found.append(run)
+            wanted.add(run.before)
+    return found[::-1]
+
+
+def sources_of(chain):
+    """{(commit, hardware)} of the runs of a chain."""
+    found = set()
+    for path in (run.folder / 'run.json' for run in chain):
+        if path.is_file():
+            about = json.loads(path.read_text(encoding='utf-8'))
+            found.add((runtime.short(about['commit']), re.sub(r', \d+ threads', '', about['hardware'])))
+    return found
 
 
 def longest(queue, minutes):
@@ -60,7 +124,7 @@ def work(queue, slots, gpus, lock):
     visible_gpus(). Ctrl-C and SIGTERM stop the processes, which save, and raise KeyboardInterrupt."""
     cores = os.cpu_count() or 1
     waiting, running, failed, total = list(queue), {}, [], len(queue)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             pending = {run.folder for run in waiting} | {run.folder for run, _ in running.values()}
@@ -94,6 +158,7 @@ def work(queue, slots, gpus, lock):
             process.terminate()
         for _, process in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, usual)
     return failed
 
 

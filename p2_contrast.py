@@ -320,7 +320,8 @@ def main():
                                                                pairs, among)
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
-        meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
+        scenes, variants, valid = (t.to(run.device, non_blocking=True) for t in (scenes, variants, valid))
+        meanings = train.meanings[scenes, variants]
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         each = views[0].numel()                                                           # sentences of a scene
         read = min(each, max(1, rec_samples // batch_size))                               # of which some are read
@@ -344,8 +345,8 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            terms['nce'] = contrast(Z, meanings, on_device, stage, temperature, anchors, mask_false_negatives, mine)
-            terms['swaps_beaten'] = swaps_beaten(Z.detach(), variants.to(run.device), on_device, stage)
+            terms['nce'] = contrast(Z, meanings, valid, stage, temperature, anchors, mask_false_negatives, mine)
+            terms['swaps_beaten'] = swaps_beaten(Z.detach(), variants, valid, stage)
             loss, (z1, z2) = lambda_nce * terms['nce'], Z[:, :, :2].flatten(0, 1).unbind(1)
             if lambda_vicreg:
                 terms['vicreg'] = (vicreg(z1) + vicreg(z2)) / 2

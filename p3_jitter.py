@@ -191,8 +191,8 @@ def main():
         u = torch.rand(*views.shape, 7, generator=torch.Generator().manual_seed(1_000_003 * seed + step + data.SALT))
         mine = runtime.local_slice(run, batch_size)
         x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
-        u = u[mine].to(run.device)
-        meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
+        u, scenes, variants, valid = (t.to(run.device, non_blocking=True) for t in (u[mine], scenes, variants, valid))
+        meanings = train.meanings[scenes, variants]
         index, parts = torch.arange(batch_size, device=run.device)[mine], run.world * grad_accum
         each = views[0].numel()                                                           # sentences of a scene
         read = min(each, max(1, rec_samples // batch_size))                               # of which some are read
@@ -221,7 +221,7 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives, mine)
+            terms['nce'] = contrast(Z, meanings, valid, 3, temperature, anchors, mask_false_negatives, mine)
             return lambda_nce * terms['nce']
 
         loss, local_terms = runtime.contrastive_backward(

@@ -208,22 +208,27 @@ def start_token(knobs):
     return PARA if knobs['paraphrase_share'] else BOS
 
 
-def batch(corpus, seed, step, length, knobs, pairs=None):
-    """The global batch of a step: scenes, variants (n, K), renderings (n, K, views), valid (n, K), and the uniform
-    numbers of the jitter (n, K, views, 7) and of the free run (n, trips, k, length)."""
+def batch(corpus, seed, step, length, knobs, run, pairs=None):
+    """A step's batch on this rank's device -> (of its own n scenes: sentences x (n, K, views, T), uniform numbers of
+    the jitter (n, K, views, 7) and of the free run (n, trips, k, length), which scenes of the batch they are (n,)); and
+    what the contrast wants to know of all N: meanings and valid (N, K), and the slice of its own."""
     n = knobs['batch_size']
     scenes, variants, views, valid = corpus.contrast_batch(n, seed, step, 3, knobs['negatives'], knobs['leave_out'],
                                                            pairs)
     generator = torch.Generator().manual_seed(1_000_003 * seed + step + data.SALT)
     u = torch.rand(*views.shape, 7, generator=generator)
     trips = min(max(1, knobs['generated'] // n), views.shape[1])                      # sentences a scene that go round
-    return scenes, variants, views, valid, u, torch.rand(n, trips, knobs['best_of_k'], length, generator=generator)
+    u_trip, mine = torch.rand(n, trips, knobs['best_of_k'], length, generator=generator), runtime.local_slice(run, n)
+    x = corpus.take(scenes[mine, :, None], variants[mine, :, None], views[mine])
+    u, u_trip, valid, scenes, variants = (t.to(run.device, non_blocking=True)
+                                          for t in (u[mine], u_trip[mine], valid, scenes, variants))
+    index = torch.arange(n, device=run.device)[mine]
+    return (x, u, u_trip, index), corpus.meanings[scenes, variants], valid, mine
 
 
 def local_losses(nets, part, run, cell, parts, knobs):
-    """All losses of P1 to P5 that need no other sentence. part: x (n, K, views, T), u, u_trip as in batch(), and which
-    scenes these are (n,); parts: how many such parts all ranks and micro-steps make. -> z (n, K, views, E), loss,
-    {term: scalar}, V (n*K*views, C, H, W)."""
+    """All losses of P1 to P5 that need no other sentence. part: as from batch(); parts: how many such parts all ranks
+    and micro-steps make. -> z (n, K, views, E), loss, {term: scalar}, V (n*K*views, C, H, W)."""
     x, u, u_trip, index = part
     encoder, readout, decoder, share, flat = (nets['encoder'], nets['readout'], nets['decoder'],
                                               knobs['paraphrase_share'], x.flatten(0, 2))
@@ -326,12 +331,7 @@ def main():
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
         nets.train()
-        scenes, variants, views, valid, u, u_trip = batch(train, seed, step, length, config, pairs)
-        mine = runtime.local_slice(run, batch_size)
-        x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
-        meanings, on_device = train.meanings[scenes.to(run.device), variants.to(run.device)], valid.to(run.device)
-        whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device),
-                 torch.arange(batch_size, device=run.device)[mine])
+        whole, meanings, valid, mine = batch(train, seed, step, length, config, run, pairs)
         terms = {}
 
         def forward(part):
@@ -339,7 +339,7 @@ def main():
 
         def loss_of_all(z):
             Z = runtime.gather(z, run)
-            terms['nce'] = contrast(Z, meanings, on_device, 3, temperature, anchors, mask_false_negatives, mine)
+            terms['nce'] = contrast(Z, meanings, valid, 3, temperature, anchors, mask_false_negatives, mine)
             return lambda_nce * terms['nce']
 
         loss, local_terms = runtime.contrastive_backward(

@@ -6,7 +6,7 @@ DDIM step, and pulled to the result (L_prior; no gradient passes through the U-N
 control: the same steps on the same batches with lambda_prior=0.
 
 Reads:  out/p5/ckpt.pt, the control's
-Writes: out/p6/ckpt.pt, run.json, metrics.jsonl, gate.json, samples.jsonl, plots/
+Writes: out/p6/ckpt.pt, run.json, metrics.jsonl, gate.json (not the control), samples.jsonl, plots/
     python p6_diffusion.py --lambda_prior=0 --out_dir=out/p6_control
     python p6_diffusion.py --control=out/p6_control
     torchrun --standalone --nproc_per_node=2 p6_diffusion.py
@@ -42,7 +42,8 @@ min_snr = 5.0             # gamma of the min-SNR weights (Hang et al. 2023); 0: 
 buffer_size = 8192        # canvases in the replay buffer
 refresh = 32              # new canvases a joint step (all ranks) that replace the oldest in the buffer
 # the encoder under it
-lambda_prior = 0.1        # the plan's xi: |V - DDIM_step(V_t)|^2 a pixel, V at unit variance; 0 is the control
+lambda_prior = 0.1        # the plan's xi: |V - DDIM_step(V_t)|^2 a pixel, V in units of the first canvases' standard
+                          # deviations; 0 is the control
 t_low = 0.05              # t of V_t is uniform between these; 0 is no noise, 1 nothing but noise
 t_high = 0.3
 prior_rows = 64           # canvases a step (all ranks) that it sees, of different scenes
@@ -98,8 +99,8 @@ def noise_in(unet, V_t, t):
 
 
 def diffusion_loss(predict, V, t, noise, min_snr=0.0):
-    """Squared error of the predicted noise, mean over pixels, min(SNR, gamma) / SNR weighted over
-    canvases; 1 is no skill."""
+    """Squared error of the predicted noise, mean over pixels, min(SNR, gamma) / SNR weighted over canvases. Without
+    that weight a guess of no noise has 1."""
     error = (predict(add_noise(V, t, noise), t) - noise).square().mean((1, 2, 3))
     a = signal_share(t)
     snr = a / (1 - a)
@@ -108,7 +109,8 @@ def diffusion_loss(predict, V, t, noise, min_snr=0.0):
 
 def prior_loss(predict, V, t, noise):
     """|V - DDIM_step(V_t)|^2 a pixel; nothing flows through `predict`, so its gradient in V is that of score
-    distillation (Poole et al. 2022): the canvas moves to where the U-Net thinks it came from. V normalised."""
+    distillation (Poole et al. 2022): the canvas moves to where the U-Net thinks it came from. V normalised as the
+    buffer was, so a canvas that shrinks stays so."""
     with torch.no_grad():
         V_t = add_noise(V, t, noise)
         target = denoise(V_t, predict(V_t, t), t)
@@ -122,7 +124,7 @@ def ddim(predict, noise, steps, eta, generator, run):
         t = now.expand(len(V))
         with torch.no_grad(), run.autocast():
             predicted = predict(V, t)
-        clean = denoise(V, predicted, t).clamp(-8, 8)              # at t near 1 the division blows errors up
+        clean = denoise(V, predicted, t)
         a_now, a_then = signal_share(now), signal_share(then)
         sigma = eta * ((1 - a_then) / (1 - a_now) * (1 - a_now / a_then)).clamp(min=0).sqrt()
         fresh = torch.randn(V.shape, generator=generator, device=V.device) if eta else 0.0
@@ -144,8 +146,8 @@ QUARTERS = ('t 0-25%', 't 25-50%', 't 50-75%', 't 75-100%')
 
 @torch.no_grad()
 def diffusion_metrics(predict, V, run, per=256):
-    """Held-out diffusion loss by quarter of t, and that of a Wiener filter: the best that is done with nothing but the
-    mean power of each channel and frequency, which is all that a Gaussian field has. V normalised (N, C, H, W)."""
+    """Held-out diffusion loss by quarter of t, and that of a Wiener filter: the best that is done one channel at a time
+    with nothing but the mean power of each frequency, here that of these very canvases. V normalised (N, C, H, W)."""
     generator, metrics = torch.Generator(V.device).manual_seed(0), {}
     power = torch.fft.fft2(V, norm='ortho').abs().square().mean(0)                    # (C, H, W)
     for k, quarter in enumerate(QUARTERS):
@@ -200,10 +202,10 @@ def gate(metrics, before, other, ways, evaluations, checked):
         if since is None:
             rows.append(('compared with a control (--control) +', '>= 1', 0, False))
             continue
-        change = {name: metrics[name] / since[name] - 1
-                  for name in ('prior_spectrum', 'prior_tv', 'prior', 'paraphrase_distance')}
-        beside = {name: f'control {other[name] / before[name] - 1:+.3f}' if other and since is before else ''
-                  for name in change}
+        names = ('prior_spectrum', 'prior_tv', 'prior', 'paraphrase_distance')
+        change = {name: (metrics[name] - since[name]) / abs(since[name]) for name in names}     # priors can be negative
+        beside = {name: f'control {(other[name] - before[name]) / abs(before[name]):+.3f}'
+                  if other and since is before else '' for name in names}
         rows += [(f'{text}, change{label}', '< 0', change[name], change[name] < 0, beside[name]) for text, name in (
             ('spectrum prior', 'prior_spectrum'), ('TV', 'prior_tv'), ('weighted sum of all priors', 'prior'))]
         falls = -change['paraphrase_distance']
@@ -221,8 +223,8 @@ def gate(metrics, before, other, ways, evaluations, checked):
 
 # What a control need not share.
 ITS_OWN = ('out_dir', 'init_from', 'control', 'resume', 'eval_every', 'log_every', 'tensorboard', 'compile',
-           'lambda_prior', 't_low', 't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'sample_steps', 'eta',
-           'drawn')
+           'lambda_prior', 't_low', 't_high', 'prior_rows', 'min_snr', 'unet_learning_rate', 'unet_batch', 'buffer_size',
+           'refresh', 'sample_steps', 'eta', 'drawn')
 
 
 def load_control(folder, previous):
@@ -247,8 +249,8 @@ def check(world):
     if min(unet_batch, prior_rows, refresh, sample_steps, drawn) < 1 or unet_dim % 8 or unet_batch % world:
         runtime.fail('unet_batch, prior_rows, refresh, sample_steps and drawn are at least 1, unet_dim is a multiple '
                      f'of 8, and unet_batch of the {world} ranks')
-    if buffer_size < max(unet_batch, batch_size):
-        runtime.fail(f'--buffer_size={buffer_size}: expects at least unet_batch and batch_size')
+    if buffer_size < refresh:
+        runtime.fail(f'--buffer_size={buffer_size}: expects at least refresh')
     if not unet_steps < min(max_steps, lr_steps):
         runtime.fail(f'--unet_steps={unet_steps}: expects fewer than max_steps and lr_steps, or no encoder moves')
 
@@ -258,8 +260,8 @@ def main():
     check(run.world)
     previous = runtime.inherit(run, init_from, 'p5', 'python p5_roundtrip.py')
     before, other = previous['metrics'], load_control(control, previous) if control else None
-    if 'mine_pairs' not in previous['config'] or previous['step'] != previous['config']['max_steps']:
-        runtime.fail(f'{init_from} is of a run that has not ended, or older than this script: python p5_roundtrip.py')
+    if previous['step'] != previous['config']['max_steps']:
+        runtime.fail(f'{init_from} is of a run that has not ended: python p5_roundtrip.py --resume=true')
     knobs = previous['config'] | {'batch_size': batch_size}            # all losses go on as in P5
     arch = previous['arch'] | {'unet_dim': unet_dim}
     splits, tokenizer = data.load(arch['data'], run, previous)
@@ -286,11 +288,12 @@ def main():
         buffer, mean, std = (state['extra'][name].to(run.device) for name in ('buffer', 'mean', 'std'))
         oldest = state['extra']['oldest']
     else:      # canvases of random sentences, each channel at mean 0 and variance 1 as first measured
-        buffer = encode(encoder.eval(), train.sentences(buffer_size, seed, 0)[:, 0], run)
+        first = train.sentences(buffer_size if lambda_prior else 1, seed, 0)[:, 0]         # nobody reads the control's
+        buffer = encode(encoder.eval(), first, run)
         mean, std = buffer.mean((0, 2, 3), keepdim=True), buffer.std((0, 2, 3), keepdim=True)
         buffer, oldest = (buffer - mean) / std, 0
-    if not lambda_prior:         # the control starts where the encoder moves; its buffer only tells the shape
-        start, buffer = max(start, unet_steps), buffer[:batch_size]
+    if not lambda_prior:         # the control starts where the encoder moves
+        start = max(start, unet_steps)
     runtime.compile_nets(nets, run)
     length = min(arch['max_length'], train.width)
 
@@ -351,21 +354,14 @@ def main():
             terms['diffusion'].backward()
 
         if together:                                                   # all other nets, under the U-Net
-            scenes, variants, views, valid, u, u_trip = p5_roundtrip.batch(train, seed, step, length, knobs, pairs)
-            each, parts = views[0].numel(), run.world * grad_accum     # canvases of a scene
-            mine = runtime.local_slice(run, batch_size)
-            x = train.take(scenes[mine, :, None], variants[mine, :, None], views[mine])       # (n, K, views, T)
-            meanings = train.meanings[scenes.to(run.device), variants.to(run.device)]
-            on_device = valid.to(run.device)
+            whole, meanings, valid, mine = p5_roundtrip.batch(train, seed, step, length, knobs, run, pairs)
             prior_t = t_low + (t_high - t_low) * torch.rand(batch_size, generator=generator, device=run.device)[mine]
             prior_noise = torch.randn(batch_size, *buffer.shape[1:], generator=generator, device=run.device)[mine]
-            whole = (x, u[mine].to(run.device), u_trip[mine].to(run.device),
-                     torch.arange(batch_size, device=run.device)[mine], prior_t, prior_noise)
 
             def forward(part):
                 *part, t, noise = part
-                z, local, found, V = p5_roundtrip.local_losses(spoken, part, run, cell, parts, knobs)
-                V = (V.unflatten(0, (-1, each))[:, 0] - mean) / std            # (n, C, H, W): the first of each scene
+                z, local, found, V = p5_roundtrip.local_losses(spoken, part, run, cell, run.world * grad_accum, knobs)
+                V = (V.unflatten(0, (len(t), -1))[:, 0] - mean) / std          # (n, C, H, W): the first of each scene
                 some = slice(None, None, max(1, batch_size // prior_rows))     # the same in parts of a multiple of it
                 with run.autocast():
                     found['prior'] = (prior_loss(predict, V[some], t[some], noise[some]) if lambda_prior
@@ -373,16 +369,18 @@ def main():
                 return z, local + lambda_prior * found['prior'], found
 
             def loss_of_all(z):
-                terms['nce'] = contrast(runtime.gather(z, run), meanings, on_device, 3, knobs['temperature'],
+                terms['nce'] = contrast(runtime.gather(z, run), meanings, valid, 3, knobs['temperature'],
                                         knobs['anchors'], knobs['mask_false_negatives'], mine)
                 return knobs['lambda_nce'] * terms['nce']
 
             loss, local_terms = runtime.contrastive_backward(
-                forward, lambda part: embed_batch(encoder, readout, part, run), whole, grad_accum, loss_of_all)
+                forward, lambda part: embed_batch(encoder, readout, part, run), (*whole, prior_t, prior_noise),
+                grad_accum, loss_of_all)
             terms |= local_terms
-            if lambda_prior:      # the control's buffer is read by nobody
+            if lambda_prior:
                 # Random sentences: those of the batch are mostly the ones that z confuses.
-                new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * data.SALT)[:, 0], run)
+                with runtime.eagerly():
+                    new = encode(encoder.eval(), train.sentences(refresh, seed, step + 3 * data.SALT)[:, 0], run)
                 new = (new - mean) / std
                 buffer[torch.arange(oldest, oldest + len(new), device=run.device) % len(buffer)] = new
                 oldest = (oldest + len(new)) % len(buffer)

@@ -1,13 +1,13 @@
 """P7 · Take the pieces away, one at a time.
 
 An ablation is a set of overrides of the phase scripts, so each is run as an ordinary command line. It branches off the
-baseline of its seed at the first phase that it changes; a finished run is never repeated, an unfinished one goes on.
-The table says for every target metric how far it drops, in standard deviations of the baseline, and whether the worst
-seed of the one is better than the best seed of the other by more than what counts as a difference. A piece whose
-removal shows nowhere is its most useful line. `--only=slopes` asks whether 1/f^2 is the right target of the spectrum,
-in a table of its own.
+baseline of its seed at the first phase that it changes; an unfinished run goes on, a finished one is repeated only if
+its checkpoint is gone and something still starts from it. The table says for every target metric how far it drops, in
+standard deviations of the baseline, and whether every seed without the piece is worse than every seed with it, by more
+than what counts as a difference. A piece whose removal shows nowhere is its most useful line. `--only=slopes` asks
+whether 1/f^2 is the right target of the spectrum, in a table of its own.
 
-Cost: on 2 CPU cores three seeds of the plan's pieces take one night (seven and a half hours), one seed of two pieces that only P5
+Cost: on 2 CPU cores three seeds of the plan's pieces take one night (eight hours), one seed of two pieces that only P5
 has (`--seeds=1 --only='copy suppression,round trip'`) twenty minutes; stop it any time (Ctrl-C) and start the same
 command again.
 
@@ -17,18 +17,14 @@ Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablat
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
 """
-import importlib
 import itertools
-import json
 import math
 import re
 import shlex
 import signal
 import sys
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -36,11 +32,11 @@ import launch
 import p6_diffusion
 import plot
 import runtime
-from launch import diverged, ended
+from launch import SCRIPTS, Run, diverged, ended, own_settings, settings, sources_of, to_do
 
 out_dir = 'out/p7'        # the runs, the table and the figure
 seeds = 3                 # runs of each ablation, seeds 0, 1, ...
-only = 'plan'             # plan: the plan's pieces and the readout; ours: what departs from it; slopes: other target
+only = 'plan'             # plan: its pieces, masking and readout; ours: what departs from it; slopes: other target
                           # slopes; all; or names separated by commas. The baseline is always there.
 preset = 'cpu'            # cpu: the ablation size below; gpu: the plan's size, fewer steps; smoke: two steps, for tests
 jobs = 0                  # runs at the same time; 0: one a GPU, or two on a CPU (a thread each beats two threads)
@@ -85,10 +81,6 @@ PRESETS = {
         'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
               '--max_steps=2'}}
 MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # of preset cpu, beside one other run
-SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
-           'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
-
-
 CONTRAST, PRIOR, LATER = ('p2', 'p3', 'p5'), ('p1', 'p2', 'p3', 'p5'), ('p3', 'p5')
 
 
@@ -106,7 +98,7 @@ ABLATIONS = {
     'round trip': {'p5': '--lambda_cycle=0'},
     'copy suppression': {'p5': '--lambda_copy=0'},
     'jitter': ablation(LATER, '--lambda_inv=0 --jitter_prob=0'),
-    # nor without counterfactuals: compare with 'stages'
+    # nor without counterfactuals: compared with 'stages (ours)', which has none either
     'counterfactual negatives': ablation(CONTRAST, '--negatives=0', p2='--staged=false'),
     'masking of false negatives': ablation(CONTRAST, '--mask_false_negatives=false'),
     'pyramid readout': {'p2': '--pyramid=false'},
@@ -124,6 +116,7 @@ ABLATIONS = {
     'mined pairs (ours)': {'p2': '--mine_every=0'} | ablation(LATER, '--mine_pairs=false'),
     'anchors (ours)': ablation(CONTRAST, '--anchors=false'),
     'paraphrase training (ours)': ablation(('p4', 'p5'), '--paraphrase_share=0')}
+AGAINST = {'counterfactual negatives': 'stages (ours)'}     # what a row is compared with, if not with the baseline
 SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # the baseline's is 2
 PLAN = [name for name in ABLATIONS if name != 'baseline' and '(ours)' not in name]
 ABLATIONS |= {name: ablation(PRIOR, f'--alpha={alpha}') for name, alpha in SLOPES.items()}
@@ -132,7 +125,8 @@ GROUPS = {'all': list(ABLATIONS), 'ours': [name for name in ABLATIONS if '(ours)
 
 # Target metrics: label, how to read it from the metrics of a P5 checkpoint; +1: more is better, -1: less is, 0: shown
 # only; a difference that is too small to matter. A canvas of less contrast has less total variation, so that is read at
-# unit variance.
+# unit variance. (The wavelet prior of trained canvases and of Gaussian fields, 0.78 and 0.80, differ by less than its
+# resolution, as it turned out: that column cannot react.)
 TARGETS = (
     ('R@1', lambda m: m['r1'], 1, 0.002), ('R@5', lambda m: m['r5'], 1, 0.002),
     ('R@1 with own counterfactuals', lambda m: m['r1_hard'], 1, 0.002),
@@ -147,16 +141,6 @@ TARGETS = (
     ('kurtosis below 6', lambda m: max(0, 6 - min(m['kurtosis'])), -1, 0.1),
     ('correlation', lambda m: m['max_correlation'], -1, 0.02), ('lattice', lambda m: m['lattice'], -1, 0.05),
     ('share of the sentence', lambda m: m['share_total'], 1, 0.005))
-
-
-class Run(NamedTuple):
-    """One phase of one chain: its folder, the checkpoint that it starts from (None for P1) and its command line."""
-    name: str
-    seed: int
-    phase: str
-    folder: Path
-    before: Path | None
-    command: list
 
 
 def home(name, seed):
@@ -191,44 +175,6 @@ def runs(names, of_seeds=None):
     return found
 
 
-@cache
-def settings(phase, words):
-    """{key: value} of a phase script under these words of a command line (a tuple)."""
-    module = vars(importlib.import_module(SCRIPTS[phase].removesuffix('.py')))
-    return runtime.configure(dict(module), list(words))
-
-
-def own_settings(run):
-    """Whether the folder of a run holds nothing, or a run of these settings, wherever that stood and began."""
-    facts = run.folder / 'run.json'
-    if not facts.is_file():
-        return True
-    made, usual = json.loads(facts.read_text(encoding='utf-8'))['config'], settings(run.phase, ())
-    wanted = settings(run.phase, tuple(run.command[2:]))
-    return all(made.get(key, usual[key]) == value for key, value in wanted.items()      # what is missing came later
-               if key not in ('out_dir', 'init_from', 'resume', 'device'))
-
-
-def to_do(chain):
-    """The runs of chain, a list as `runs` makes it, that are still to be done: the last ones of a branch that have not
-    ended, and what these start from; nothing that comes after one that diverged. So checkpoints may be deleted once
-    nothing unfinished needs them: the table reads run.json, gate.json and metrics.jsonl alone. SystemExit(2), after one
-    line, if a folder holds a run of other settings."""
-    found, inner, wanted, hopeless = [], {run.before for run in chain}, set(), set()
-    for run in chain:
-        if not own_settings(run):
-            runtime.fail(f'{run.folder} holds a run of other settings; use another --out_dir')
-        if diverged(run) or run.before in hopeless:
-            hopeless.add(run.folder / 'ckpt.pt')
-    for run in reversed(chain):
-        checkpoint = run.folder / 'ckpt.pt'
-        done = checkpoint in hopeless or ended(run) and (checkpoint not in wanted or checkpoint.is_file())
-        if not done and (checkpoint in wanted or checkpoint not in inner):
-            found.append(run)
-            wanted.add(run.before)
-    return found[::-1]
-
-
 def metrics_of(folder):
     """The last held-out metrics of a run, as logged; a list metric stays a list."""
     last = {}
@@ -252,16 +198,6 @@ def values_of(metrics, columns):
 def seeds_there():
     """The seeds of which anything has been run."""
     return sorted({int(path.name[4:]) for path in Path(out_dir, preset).glob('*/seed*')})
-
-
-def sources_of(chain):
-    """{(commit, hardware)} of the runs of a chain."""
-    found = set()
-    for path in (run.folder / 'run.json' for run in chain):
-        if path.is_file():
-            about = json.loads(path.read_text(encoding='utf-8'))
-            found.add((runtime.short(about['commit']), re.sub(r', \d+ threads', '', about['hardware'])))
-    return found
 
 
 def made_by(sources):
@@ -297,6 +233,12 @@ def collect():
 
 SIGN, RESOLUTION = (np.array(column) for column in list(zip(*TARGETS))[2:])
 ALPHA = 0.05              # of the permutation test: with three seeds each it takes the most extreme labelling of 20
+
+
+def base_of(name, found):
+    """What an ablation is compared with, (n, targets): the baseline or, if its removal takes another piece along, what
+    lacks that alone; no rows if that has not been run."""
+    return found.get(AGAINST.get(name, 'baseline'), found['baseline'][:0])
 
 
 def effects(base, other):
@@ -338,20 +280,21 @@ def cell(column):
 
 def table(found, sources):
     """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds lie apart."""
-    base, directed = found['baseline'], int(np.abs(SIGN).sum())
-    m = len(base)
-    chance = f'by chance at most {directed / math.comb(2 * m, m):.2g} of {directed} metrics'
+    m, directed = len(found['baseline']), int(np.abs(SIGN).sum())
+    chance = f'by chance {directed / math.comb(2 * m, m):.2g} of {directed} metrics if n is {m}, more if it is less'
     lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets how much worse, in standard '
              f'deviations of the baseline (n = {m}). **Bold**: every seed is worse than every seed of the baseline, '
              f'beyond the resolution of the metric ({chance}); *italic*: every one is better. p: permutation test of '
              '"some metric is worse", of which at most one row in twenty has 0.05 by chance; what it does not find may '
              'still be there. Each prior but var has a statistic of its own here, which must react first: |slope - 2|, '
-             'TV, wavelet prior, kurtosis, correlation. Where z collapses its cosines rise, and a canvas without '
-             'variance has little TV: read them beside R@1.', '',
+             'TV, wavelet prior (which cannot: a Gaussian field is nearer than its resolution), kurtosis, correlation. '
+             'Where z collapses its cosines rise, and a canvas without variance has little TV: read them beside R@1. '
+             + ' '.join(f'{name} is compared with {other}, which it implies.' for name, other in AGAINST.items()), '',
              '| without | n | ' + ' | '.join(label.replace('|', '\\|') for label, *_ in TARGETS) + ' | worse in | p |',
              '|---' * (len(TARGETS) + 4) + '|']
     for name, values in found.items():
-        n, compared = len(values), name != 'baseline' and min(m, len(values)) > 1
+        base, n = base_of(name, found), len(values)
+        compared = name != 'baseline' and min(len(base), n) > 1
         lost = int(np.isnan(values).all(1).sum())
         drop, side = effects(base, values) if compared else (np.zeros(len(TARGETS)), np.zeros(len(TARGETS), int))
         cells = [f'{n}, {lost} diverged' if lost else n]
@@ -395,24 +338,28 @@ def slopes_table():
 
 
 def gate(found):
-    """P7's criterion (the plan's): dropping a piece of the plan makes at least one target metric worse, measurably. A
-    row each that has three seeds, and one that says whether all have."""
-    base, rows = found['baseline'], []
-    for name, values in ((name, found[name]) for name in PLAN if min(len(base), len(found.get(name, ''))) > 2):
+    """P7's criterion (the plan's): dropping a piece makes at least one target metric worse, measurably. A row each that
+    has three seeds, as what it is compared with, and one that says whether all have."""
+    rows = []
+    for name in PLAN:
+        base, values = base_of(name, found), found.get(name, [])
+        if min(len(base), len(values)) < 3:
+            continue
         drop, side = effects(base, values)
         worse = [TARGETS[k][0] for k in np.argsort(-drop) if side[k] > 0]
         p = p_value(base, values)
         rows.append((f'without {name}: some target metric is worse', f'p <= {ALPHA}', p, p <= ALPHA,
                      'every seed worse in ' + (', '.join(worse[:4]) or 'none')))
-    return [('pieces of the plan with three seeds', f'>= {len(PLAN)}', len(rows), len(rows) >= len(PLAN)), *rows]
+    return [('pieces with three seeds', f'>= {len(PLAN)}', len(rows), len(rows) >= len(PLAN)), *rows]
 
 
 def chart(found):
     """The heat map of the drops, of all ablations of two seeds and more."""
-    base, names = found['baseline'], [name for name, v in found.items() if name != 'baseline' and len(v) > 1]
-    if len(base) > 1 and names:
+    names = [name for name, v in found.items() if name != 'baseline' and min(len(v), len(base_of(name, found))) > 1]
+    if names:
         directed = np.flatnonzero(SIGN)
-        drops, sides = (np.stack(part)[:, directed] for part in zip(*(effects(base, found[name]) for name in names)))
+        drops, sides = (np.stack(part)[:, directed]
+                        for part in zip(*(effects(base_of(name, found), found[name]) for name in names)))
         plot.ablations(Path(out_dir), names, [TARGETS[k][0] for k in directed], drops, sides)
 
 
@@ -420,18 +367,22 @@ def main():
     if preset not in PRESETS or min(seeds, jobs + 1) < 1:
         runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects one of {", ".join(PRESETS)}, at least '
                      'one seed, and jobs that are not negative')
-    names = GROUPS.get(only) or [name.strip() for name in only.split(',')]
+    names = list(GROUPS.get(only) or [name.strip() for name in only.split(',')])
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')
+    names += [AGAINST[name] for name in names if name in AGAINST and AGAINST[name] not in names]
     failed, stopped = [], False
     if dry_run:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)        # `| head` is no error
     if not draw_only:
         lock, gpus = None if dry_run else launch.only_driver(out_dir), launch.visible_gpus(device)
-        queue, slots = to_do(runs(names)), jobs or len(gpus) or 2
+        chain, slots = runs(names), jobs or len(gpus) or 2
+        queue, lost = to_do(chain), [run for run in chain if diverged(run)]
         hours = max(sum(MINUTES[run.phase] for run in queue) / slots, launch.longest(queue, MINUTES)) / 60
         print(f'{len(queue)} runs to do, {slots} at a time' + f', about {hours:.1f} hours' * (preset == 'cpu')
-              + f'; {len(runs(names)) - len(queue)} have ended or are not needed')
+              + f'; {len(chain) - len(queue)} have ended or are not needed'
+              + ''.join(f'\n{run.name}, seed {run.seed} diverged in {run.phase} (a finding; delete '
+                        f'{run.folder}/diverged.txt to try again)' for run in lost))
         if dry_run:
             for run in queue:
                 print(shlex.join(['python', Path(run.command[1]).name, *run.command[2:]]))

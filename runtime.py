@@ -145,10 +145,13 @@ def find_dtype(name, device):
         fail(f'--dtype={name}: expects auto, bfloat16 or float32')
     if name != 'auto':
         return getattr(torch, name)
-    cpu = torch.cpu.get_capabilities()
-    native = {'cuda': device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False),
-              'cpu': cpu.get('amx_bf16') or cpu.get('avx512_bf16')}    # measured 4-6 times faster than fp32
-    return torch.bfloat16 if native.get(device.type) else torch.float32
+    native = False
+    if device.type == 'cuda':
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == 'cpu':
+        able = torch.cpu.get_capabilities()
+        native = able.get('amx_bf16') or able.get('avx512_bf16')       # measured 4-6 times faster than fp32
+    return torch.bfloat16 if native else torch.float32
 
 
 def start(phase, config):
@@ -170,6 +173,8 @@ def start(phase, config):
         device = find_device(config['device'])
     if device.type == 'cuda':
         torch.cuda.set_device(device)        # or its random state would not be the one that is saved and replayed
+        # It plans anew for each shape, about a second, and a free run has another number of keys at every token.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if world > 1:
         if device.type == 'mps':
             fail('ranks run on CUDA or on the CPU: add --device=cpu')
@@ -751,7 +756,10 @@ def resume(run, nets, optimizer, ema, tokenizer=None):
     if run.master:
         (run.dir / 'gate.json').unlink(missing_ok=True)        # the verdict on an earlier end
     write_facts(run)
-    run.say(f'resumed {run.checkpoint} at step {run.saved_step}')
+    differ = [f'{key}={value} (was {checkpoint["config"].get(key)})' for key, value in run.config.items()
+              if key not in ('out_dir', 'init_from', 'resume') and value != checkpoint['config'].get(key)]
+    run.say(f'resumed {run.checkpoint} at step {run.saved_step}' + ', with other settings: ' * bool(differ)
+            + ', '.join(differ))
     return checkpoint
 
 

@@ -1,8 +1,11 @@
 """Tests of P7: what it runs and in which order, its statistics, and one ablation from end to end."""
 import json
 import math
+import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +21,6 @@ import p6_diffusion
 import p7_ablate
 import runtime
 from test_phases import ROOT, run
-
-
-@pytest.fixture(autouse=True)
-def sigterm():
-    """launch.work has a handler of its own."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkeypatch):
@@ -67,11 +62,10 @@ def test_every_override_is_a_setting_of_its_phase(preset):
                 assert changed[key] != without[key], f'{name}, {phase}: {word} is what the preset says already'
 
 
-def test_without_negatives_as_many_sentences_a_step():
+def test_without_negatives_as_many_sentences_a_step(monkeypatch):
     for preset, batch in ('cpu', 48), ('gpu', 768), ('smoke', 12):
-        p7_ablate.preset, kept = preset, p7_ablate.preset
+        monkeypatch.setattr(p7_ablate, 'preset', preset)
         queue = p7_ablate.runs(['counterfactual negatives'], [0])
-        p7_ablate.preset = kept
         sizes = {run.phase: p7_ablate.settings(run.phase, tuple(run.command[2:])) for run in queue
                  if run.name == 'counterfactual negatives'}
         assert sizes['p2']['batch_size'] == batch and sizes['p2']['negatives'] == 0
@@ -241,6 +235,37 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
     assert set(found) == {'baseline', 'InfoNCE', 'copy suppression'} and p7_ablate.table(found, set())
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_driver_leaves_nothing_running(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path))
+    waits = 'import sys, time, pathlib; pathlib.Path(sys.argv[1], "began").write_text(""); time.sleep(60)'
+    queue = [run._replace(command=[sys.executable, '-c', waits, str(run.folder)])
+             for run in p7_ablate.runs(['tv'], [0]) if run.phase == 'p1']
+    begun, processes, start, before = [run.folder / 'began' for run in queue], [], launch.start, signal.getsignal(15)
+
+    def started(*words):
+        processes.append(start(*words))
+        return processes[-1]
+
+    def stop():
+        while not all(path.exists() for path in begun):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(launch, 'start', started)
+    threading.Thread(target=stop).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch.work(queue, 2, [], launch.only_driver(tmp_path))
+    assert [process.poll() for process in processes] == [-signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_waits_for_what_takes_as_long_as_the_longest_chain():
+    queue = p7_ablate.runs(['tv', 'copy suppression'], [0])
+    minutes = dict.fromkeys(p7_ablate.SCRIPTS, 1) | {'p2': 10}
+    assert launch.longest(queue, minutes) == 14 and launch.longest([], minutes) == 0
+
+
 def test_only_seeds_whose_baseline_has_ended_are_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(p7_ablate, 'out_dir', str(tmp_path))
     monkeypatch.setattr(p7_ablate, 'metrics_of', lambda folder: int(folder.parent.name[4:]))
@@ -303,7 +328,11 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     assert lines['tv'].endswith('| 0 | 1.00 |') and lines['cov'].endswith('| n < 2 |  |')
     assert 'abc1234 on cpu' in text and 'several' not in text
     assert 'several' in p7_ablate.table(found, {('abc1234', 'cpu'), ('def5678', 'cpu')})
-    rows = p7_ablate.gate(found | {'stages (ours)': base.copy()})
+    more = {'stages (ours)': base - 9 * p7_ablate.SIGN, 'counterfactual negatives': base - 9 * p7_ablate.SIGN}
+    (row,) = [row for row in p7_ablate.gate(found | more) if 'counterfactual negatives' in row[0]]
+    assert row[2] == 1.0 and not row[3], 'no worse than without stages, which it implies'
+    assert '| n < 2 |' in p7_ablate.table({'baseline': base, 'counterfactual negatives': base}, set())
+    rows = p7_ablate.gate(found | {name: base.copy() for name in more if name in p7_ablate.AGAINST})
     assert [row[3] for row in rows] == [False, False, True], 'few pieces yet; tv, which changes nothing; InfoNCE'
     assert rows[0][2] == 2 and rows[0][1] == f'>= {len(p7_ablate.PLAN)}' == '>= 13'
     p7_ablate.chart(found)

@@ -328,26 +328,31 @@ def test_batches_that_cannot_be_cut(here, monkeypatch, capsys, phase, words, wor
 
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200,
                 derandomize=True)
-KEYS = some.sampled_from([*p1_canvas.config]) | some.text(max_size=8)
 VALUES = some.integers().map(str) | some.floats().map(str) | some.sampled_from(
     ['true', 'False', '', 'nan', '1e999', '-inf', '0x10', '1_000', '٣', 'None']) | some.text(max_size=12)
-WORD = some.tuples(some.sampled_from(['--', '-', '']), KEYS, some.sampled_from(['=', ' ', '==', '']), VALUES)
-WORDS = some.lists(WORD.map(''.join), max_size=4)
+
+
+def commands(module):
+    """(module, words): command lines of a phase, near misses and nonsense among them."""
+    keys = some.sampled_from([*module.config]) | some.text(max_size=8)
+    word = some.tuples(some.sampled_from(['--', '-', '']), keys, some.sampled_from(['=', ' ', '==', '']), VALUES)
+    return some.tuples(some.just(module), some.lists(word.map(''.join), max_size=4))
 
 
 @FUZZ
-@given(WORDS)
-def test_any_command_line_is_taken_or_refused_in_one_line(capsys, words):
-    module = {'__file__': p1_canvas.__file__, '__name__': 'fuzz', '__doc__': '', **p1_canvas.config}
+@given(some.one_of(map(commands, MODULES.values())))
+def test_any_command_line_is_taken_or_refused_in_one_line(capsys, command):
+    script, words = command
+    module = {'__file__': script.__file__, '__name__': 'fuzz', '__doc__': '', **script.config}
     try:
         found = runtime.configure(module, [word for word in words if word not in ('--help', '-h')])
     except SystemExit as stop:
         assert stop.code == 2
         one_line(capsys.readouterr().err)
         return
-    assert found.keys() == p1_canvas.config.keys()
+    assert found.keys() == script.config.keys()
     for key, value in found.items():
-        assert type(value) is type(p1_canvas.config[key]) and (not isinstance(value, float) or math.isfinite(value))
+        assert type(value) is type(script.config[key]) and (not isinstance(value, float) or math.isfinite(value))
         assert value >= runtime.MINIMUM.get(key, value)
 
 

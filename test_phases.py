@@ -536,6 +536,11 @@ def test_ranks_and_micro_steps_take_the_step_of_one_process(here, two_ranks, pha
         for other in others:
             assert other['oldest'] == one['oldest'] > 0
             assert torch.allclose(other['buffer'], one['buffer'], rtol=1e-3, atol=1e-3)
+        run(rank_words(phase, 'shorter', '--max_steps=2'))
+        earlier = load('shorter/p6')['extra']
+        same = (earlier['buffer'] == one['buffer']).all(3).all(2).all(1)
+        assert (earlier['oldest'], one['oldest']) == (6, 12)
+        assert same[:6].all() and not same[6:12].any() and same[12:].all(), 'a step replaces the oldest'
 
 
 # ---- the plan to the letter, and other options ----------------------------------------------------------------------
@@ -642,6 +647,11 @@ def test_a_control_of_p6(here, capsys):
     assert not all(torch.equal(control['nets']['encoder'][key], value)
                    for key, value in start['ema']['encoder'].items())
     assert not Path('p6/control/gate.json').exists()
+    assert len(control['extra']['buffer']) == 1, 'which nobody reads'
+    run(tiny('p6', 'p6/no_weight', '--lambda_prior=1e-30'))
+    for name in ('encoder', 'readout', 'decoder'):
+        for key, value in load('p6/no_weight')['nets'][name].items():
+            assert torch.equal(value, control['nets'][name][key]), 'the same steps on the same batches'
     run(tiny('p6', 'p6/with', '--control=p6/control', '--t_high=0.8'))       # the control has no t
     names = [row['name'] for row in json.loads(Path('p6/with/gate.json').read_text())['criteria']]
     assert 'paraphrase distance falls by, against the control +' in names
@@ -657,7 +667,7 @@ def test_a_control_of_p6(here, capsys):
                         (['--control=p6/control', '--init_from=p6/other.pt'], 'what it began with differs'),
                         (['--control=p6/control', '--init_from=p6/same.pt', '--seed=5'], 'settings; seed differs'),
                         (['--t_low=0.5'], 't_low=0.5'), (['--unet_steps=2'], 'no encoder moves'),
-                        (['--buffer_size=2'], 'buffer_size=2'), (['--unet_dim=12'], 'multiple of 8')):
+                        (['--refresh=65'], 'buffer_size=64'), (['--unet_dim=12'], 'multiple of 8')):
         with pytest.raises(SystemExit) as stop:
             run(tiny('p6', 'p6/none', *words))
         error = capsys.readouterr().err

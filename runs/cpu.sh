@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # The whole chain, P1 to P6, on two CPU cores: a small model on two-thing scenes, every gate printed at the end.
-#   bash runs/cpu.sh [--out=out] [--seed=0] [--complexity=1] [--leave_out=count] [--plan=false]
+#   bash runs/cpu.sh [--out=out] [--seed=0] [--data_seed=0] [--complexity=1] [--leave_out=count] [--plan=false]
 # --leave_out= (empty) constructs all six counterfactual families; by default one is left out, and its rows tell what else teaches it.
+# --data_seed= makes another corpus of the same grammar, with held-out scenes that no choice was made on.
 # --plan=true turns off everything that departs from the plan (README), all families constructed: same sizes, same steps.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=out seed=0 complexity=1 leave_out=count plan=false
+out=out seed=0 data_seed=0 complexity=1 leave_out=count plan=false
 for option in "$@"; do
     case $option in
         --out=*) out=${option#*=} ;;
         --seed=*) seed=${option#*=} ;;
+        --data_seed=*) data_seed=${option#*=} ;;
         --complexity=*) complexity=${option#*=} ;;
         --leave_out=*) leave_out=${option#*=} ;;
         --plan=true|--plan=false) plan=${option#*=} ;;
-        *) echo "error: runs/cpu.sh knows --out=, --seed=, --complexity=, --leave_out= and --plan=true, not $option" >&2; exit 2 ;;
+        *) echo "error: runs/cpu.sh knows --out=, --seed=, --data_seed=, --complexity=, --leave_out= and --plan=true, not $option" >&2; exit 2 ;;
     esac
 done
 python - <<'PYTHON' || exit 2
@@ -42,7 +44,7 @@ if [ "$plan" = true ]; then
     pairs="--mine_pairs=false" lattice="" family="--leave_out=" heat="" xi="" rate=""
 fi
 
-python p1_canvas.py --out_dir=$out/p1 --complexity=$complexity --num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 \
+python p1_canvas.py --out_dir=$out/p1 --data_seed=$data_seed --complexity=$complexity --num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 \
     --dim=128 --layers=3 --heads=4 --hidden=256 --cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 \
     --batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --lr_steps=800 --eval_every=100 --prior_samples=32 \
     $priors $p1 $reading $common
