@@ -36,7 +36,8 @@ SIZES = {
     'p2': '--batch_size=4 --readout_hidden=16 --z_dim=16', 'p3': '--batch_size=4',
     'p4': '--batch_size=4 --dec_dim=16 --dec_layers=1 --dec_heads=2 --dec_hidden=32',
     'p5': '--batch_size=4 --generated=4 --best_of_k=2',
-    'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=4 --buffer_size=16 --sample_steps=2 --drawn=4'}
+    'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=4 --buffer_size=16 --refresh=8 --sample_steps=2 '
+          '--drawn=4'}
 
 
 def run(phase, out, *words, patch):
