@@ -13,14 +13,19 @@ from data import BOS, EOS, PAD, PARA
 
 # ---- attention ------------------------------------------------------------------------------------------------------
 
-def rope(q, positions):
-    """Rotary positions (Su et al. 2021) on q (B, heads, T, d), positions (T,) integers; pairs are (i, i + d/2)."""
-    half = q.shape[-1] // 2
-    frequency = 10_000.0 ** (-torch.arange(half, device=q.device, dtype=torch.float32) / half)
+def rotation(positions, d):
+    """How far rotary positions (Su et al. 2021) turn the pairs (i, i + d/2) of d numbers; positions (T,) integers ->
+    cosines and signed sines (2, T, d). The same for all layers, heads and samples."""
+    frequency = 10_000.0 ** (-torch.arange(d // 2, device=positions.device, dtype=torch.float32) / (d // 2))
     angle = positions[:, None].float() * frequency                               # (T, d/2)
-    cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
-    other = q.roll(half, -1)                                                     # the partner of each
-    return torch.addcmul(q * torch.cat((cos, cos), dim=-1), other, torch.cat((-sin, sin), dim=-1))
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
+
+
+def rope(q, turn):
+    """q (B, heads, T, d), turned by a rotation."""
+    cos, sin = turn.to(q.dtype)
+    return torch.addcmul(q * cos, q.roll(q.shape[-1] // 2, -1), sin)             # rolled: the partner of each
 
 
 def attend(q, k, v, mask=None, dropout=0.0, maps=False):
@@ -72,18 +77,18 @@ def feed_forward(dim, hidden, dropout):
 
 
 class SelfBlock(nn.Module):
-    """Pre-norm transformer block with rotary positions; `cache` (k, v) of the positions before start is
-    extended in place."""
+    """Pre-norm transformer block with rotary positions, `turn` as from rotation(); `cache` (k, v) of the positions
+    before start is extended in place."""
 
     def __init__(self, dim, heads, hidden, dropout):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
         self.drop, self.mlp = nn.Dropout(dropout), feed_forward(dim, hidden, dropout)
 
-    def forward(self, x, mask, positions, cache=None, start=0):
+    def forward(self, x, mask, turn, cache=None, start=0):
         h = self.norm(x)
         q, (k, v) = self.attention.split(self.attention.query(h)), self.attention.keys_values(h)
-        q, k = rope(q, positions), rope(k, positions)
+        q, k = rope(q, turn), rope(k, turn)
         if cache is not None:
             T = x.shape[1]
             cache[0][:, :, start:start + T], cache[1][:, :, start:start + T] = k, v
@@ -120,7 +125,7 @@ class TextEncoder(nn.Module):
     def __init__(self, vocab_size, channels=6, size=32, query_grid=32, dim=384, layers=6, heads=8, hidden=1536,
                  cross_layers=2, cross_hidden=768, dropout=0.1, smoothing=False, slots=0, max_length=64):
         super().__init__()
-        self.size, self.query_grid, self.max_length = size, query_grid, max_length
+        self.size, self.query_grid, self.max_length, self.heads = size, query_grid, max_length, heads
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.position = nn.Embedding(max_length, dim)
         self.drop = nn.Dropout(dropout)
@@ -143,8 +148,9 @@ class TextEncoder(nn.Module):
         positions = torch.arange(x.shape[1], device=x.device)
         embedded = self.embedding(x) if soft is None else soft @ self.embedding.weight
         h = self.drop(embedded + self.position(positions))
+        turn = rotation(positions, h.shape[-1] // self.heads)
         for block in self.blocks:
-            h = block(h, mask, positions)
+            h = block(h, mask, turn)
         return self.norm(h), mask
 
     def forward(self, x, maps=False, soft=None):
@@ -313,7 +319,7 @@ class TextDecoder(nn.Module):
     def __init__(self, vocab_size, channels=6, size=32, patch=1, z_dim=256, dim=384, layers=4, heads=8, hidden=1536,
                  dropout=0.1, memory='both', max_length=64):
         super().__init__()
-        self.patch, self.memory_kind = patch, memory
+        self.patch, self.memory_kind, self.heads = patch, memory, heads
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.position = nn.Embedding(max_length, dim)
         self.blocks = nn.ModuleList(SelfBlock(dim, heads, hidden, dropout) for _ in range(layers))
@@ -349,8 +355,9 @@ class TextDecoder(nn.Module):
         mask = (None if cache is not None and T == 1                # one token, which may look at all before it
                 else torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start))
         h, attention = self.drop(self.embedding(x) + self.position(positions)), []
+        turn = rotation(positions, h.shape[-1] // self.heads)
         for layer, block in enumerate(self.blocks):
-            h = block(h, mask, positions, None if cache is None else cache[layer], start)
+            h = block(h, mask, turn, None if cache is None else cache[layer], start)
             if memory is not None:
                 h, weights = self.cross[layer](h, *memory[layer], maps=maps)
                 attention.append(weights)
@@ -369,7 +376,7 @@ class TextDecoder(nn.Module):
 
         top_p = 0 is greedy. Otherwise nucleus sampling (Holtzman et al. 2020) with the uniform numbers u (B, length):
         whoever draws them for a whole batch gets the same sentences on any number of ranks."""
-        B, heads, dim = len(V), self.blocks[0].attention.heads, self.embedding.embedding_dim
+        B, heads, dim = len(V), self.heads, self.embedding.embedding_dim
         memory = self.memory(V, z)
         memory = memory and [(k.contiguous(), v.contiguous()) for k, v in memory]    # once, not at every token
         autocast = torch.is_autocast_enabled(V.device.type)

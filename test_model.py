@@ -10,7 +10,7 @@ from torch import nn
 import runtime
 from model import (
     BOS, EOS, PAD, PARA, Attention, Readout, Strokes, TextDecoder, TextEncoder, UNet, attend, cross_entropy, nucleus,
-    rope, shift, trim)
+    rope, rotation, shift, trim)
 
 VOCAB, C, SIZE, Z = 40, 3, 8, 12
 HEADS = {'a query a pixel': {}, 'strokes': {'query_grid': 4}, 'slots': {'slots': 3},
@@ -70,17 +70,18 @@ def test_rope_scores_depend_on_relative_position_only():
     at = torch.arange(5)
 
     def scores(shift_q, shift_k):
-        return rope(q, at + shift_q) @ rope(k, at + shift_k).transpose(-1, -2)
+        return rope(q, rotation(at + shift_q, 8)) @ rope(k, rotation(at + shift_k, 8)).transpose(-1, -2)
     assert close(scores(0, 0), scores(7, 7), 1e-4)
     assert not close(scores(0, 0), scores(0, 1), 1e-2)
-    assert close(rope(q, at).norm(dim=-1), q.norm(dim=-1)) and torch.equal(rope(q, at * 0), q)
+    assert close(rope(q, rotation(at, 8)).norm(dim=-1), q.norm(dim=-1))
+    assert torch.equal(rope(q, rotation(at * 0, 8)), q)
 
 
 def test_rope_turns_the_pairs_i_and_i_plus_half():
     q = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 3, 4)
     slow = 10_000.0 ** -0.5 * torch.arange(3.0)
     expected = torch.stack((torch.arange(3.0).cos(), slow.cos(), torch.arange(3.0).sin(), slow.sin()), dim=-1)
-    assert close(rope(q, torch.arange(3))[0, 0], expected)
+    assert close(rope(q, rotation(torch.arange(3), 4))[0, 0], expected)
 
 
 @pytest.mark.parametrize('masked', [False, True])
