@@ -303,7 +303,7 @@ def table(found, sources):
             cells.append(f'{mark}{cell(column)}{mark}'
                          + (f' [{np.clip(drop[k], -99, 99):+.1f}]' if compared and SIGN[k] else ''))
         cells += [(side > 0).sum(), f'{p_value(base, values):.2f}'] if compared else [
-            '', ''] if name == 'baseline' else ['n < 2', '']
+            '', ''] if name == 'baseline' else [f"n < 2{' of ' * (name in AGAINST)}{AGAINST.get(name, '')}", '']
         lines.append(f'| {name} | ' + ' | '.join(map(str, cells)) + ' |')
     return '\n'.join(lines) + '\n' + made_by(sources)
 

@@ -331,7 +331,7 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     more = {'stages (ours)': base - 9 * p7_ablate.SIGN, 'counterfactual negatives': base - 9 * p7_ablate.SIGN}
     (row,) = [row for row in p7_ablate.gate(found | more) if 'counterfactual negatives' in row[0]]
     assert row[2] == 1.0 and not row[3], 'no worse than without stages, which it implies'
-    assert '| n < 2 |' in p7_ablate.table({'baseline': base, 'counterfactual negatives': base}, set())
+    assert '| n < 2 of stages (ours) |' in p7_ablate.table({'baseline': base, 'counterfactual negatives': base}, set())
     rows = p7_ablate.gate(found | {name: base.copy() for name in more if name in p7_ablate.AGAINST})
     assert [row[3] for row in rows] == [False, False, True], 'few pieces yet; tv, which changes nothing; InfoNCE'
     assert rows[0][2] == 2 and rows[0][1] == f'>= {len(p7_ablate.PLAN)}' == '>= 13'
