@@ -260,8 +260,8 @@ def main():
     check(run.world)
     previous = runtime.inherit(run, init_from, 'p5', 'python p5_roundtrip.py')
     before, other = previous['metrics'], load_control(control, previous) if control else None
-    if previous['step'] != previous['config']['max_steps']:
-        runtime.fail(f'{init_from} is of a run that has not ended: python p5_roundtrip.py --resume=true')
+    if 'mine_pairs' not in previous['config'] or previous['step'] != previous['config']['max_steps']:
+        runtime.fail(f'{init_from} is of a run that has not ended, or older than this script: python p5_roundtrip.py')
     knobs = previous['config'] | {'batch_size': batch_size}            # all losses go on as in P5
     arch = previous['arch'] | {'unet_dim': unet_dim}
     splits, tokenizer = data.load(arch['data'], run, previous)

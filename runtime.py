@@ -173,7 +173,7 @@ def start(phase, config):
         device = find_device(config['device'])
     if device.type == 'cuda':
         torch.cuda.set_device(device)        # or its random state would not be the one that is saved and replayed
-        # It plans anew for each shape, about a second, and a free run has another number of keys at every token.
+        # Reported to plan anew for each shape, which a free run changes at every token; not measured here.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if world > 1:
         if device.type == 'mps':
