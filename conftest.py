@@ -1,18 +1,20 @@
 """Every test: one thread, in the programs that it starts too, because on tensors this small threads mostly wait for one
-another; and the same random numbers. In CI (environment variable CI) a part that cannot be tested is an error."""
+another; the same random numbers; and Python's own answer to Ctrl-C. In CI (environment variable CI) a part that cannot be tested is an error."""
 import os
 
 os.environ['OMP_NUM_THREADS'] = '1'       # read when torch is imported
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def fresh():
     import torch                          # here: the process that hands out the tests needs it not
     torch.manual_seed(0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)       # a run in this process puts its own in place
 
 
 @pytest.fixture(scope='module')

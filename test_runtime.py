@@ -292,9 +292,8 @@ def test_command_line_stops_with_status_2(tmp_path):
 
 @pytest.fixture
 def settings(tmp_path):
-    yield {'out_dir': str(tmp_path / 'out'), 'seed': 0, 'batch_size': 8, 'grad_accum': 2, 'device': 'cpu',
-           'dtype': 'auto'}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return {'out_dir': str(tmp_path / 'out'), 'seed': 0, 'batch_size': 8, 'grad_accum': 2, 'device': 'cpu',
+            'dtype': 'auto'}
 
 
 def test_run_json_is_of_the_run_that_has_begun(settings, tmp_path):

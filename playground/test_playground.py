@@ -9,7 +9,6 @@ import re
 import runpy
 import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,11 +42,9 @@ ODD = ['', '   ', 'An apple, an egg!', 'ÜBER den Wolken', 'two  red\tcubes\non 
 
 def run(*words):
     """A command line in this process."""
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [str(word) for word in words])
         runpy.run_path(str(words[0]), run_name='__main__')
-    signal.signal(signal.SIGINT, handler)
 
 
 TAUGHT = ('a red cube is on a blue ball', 'three black cones are behind a yellow disc', 'two rings are under a box',
