@@ -283,8 +283,9 @@ def table(found, sources):
     m, directed = len(found['baseline']), int(np.abs(SIGN).sum())
     chance = f'by chance {directed / math.comb(2 * m, m):.2g} of {directed} metrics if n is {m}, more if it is less'
     lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets how much worse, in standard '
-             f'deviations of the baseline (n = {m}). **Bold**: every seed is worse than every seed of the baseline, '
-             f'beyond the resolution of the metric ({chance}); *italic*: every one is better. p: permutation test of '
+             f'deviations of the baseline (n = {m}; where that is less than the resolution of the metric, the smallest '
+             'difference that counts, in units of it). **Bold**: every seed is worse than every seed of the baseline, '
+             f'beyond that resolution ({chance}); *italic*: every one is better. p: permutation test of '
              '"some metric is worse", of which at most one row in twenty has 0.05 by chance; what it does not find may '
              'still be there. Each prior but var has a statistic of its own here, which must react first: |slope - 2|, '
              'TV, wavelet prior (which cannot: a Gaussian field is nearer than its resolution), kurtosis, correlation. '

@@ -47,6 +47,8 @@ SERIES = (VAL, '#CC6677', '#2A9D7F', '#AA4499', '#B8963E', '#3388BB', '#882255',
 TERMS = {name: (SERIES[i % len(SERIES)], ('-', '--', ':')[i // len(SERIES)]) for i, name in enumerate((
     'spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var', 'common', 'lattice', 'rec', 'nce', 'inv', 'again', 'para',
     'cycle', 'copy', 'prior', 'diffusion', 'image'))}
+TERMS |= {'exact': (VAL, '-'), 'by concept': (SERIES[1], '-'), 'exact, throwaway': (SERIES[2], '-'),
+          'by concept, throwaway': (SERIES[3], '-')}
 TERMS |= {f'{name} t {quarter}': (SERIES[i], line) for name, line in (('diffusion', '-'), ('wiener', '--'))
           for i, quarter in enumerate(('0-25%', '25-50%', '50-75%', '75-100%'))}
 INK, GREY, FAINT, SHADE, PASS, FAIL = '#222222', '#555555', '#B5B5B5', '#EFEFEF', '#117733', '#C0392B'
@@ -637,8 +639,7 @@ def trends(folder):
 
 
 def ablations(folder, names, targets, drops, sides):
-    """ablations.png: drops (ablations, targets) in standard deviations of the baseline as a heat map whose colour ends
-    at 5, with a mark where `sides` is not 0: a dot where every seed is worse than every one of the baseline (1), a ring
+    """ablations.png: drops (ablations, targets) as of p7_ablate.effects, as a heat map whose colour ends at 5, with a mark where `sides` is not 0: a dot where every seed is worse than every one of the baseline (1), a ring
     where every one is better (-1)."""
     fig, axes = figure(9, 1.9 + 0.28 * len(names))
     ax = axes[0, 0]
@@ -650,23 +651,23 @@ def ablations(folder, names, targets, drops, sides):
         ax.plot(k, i, 'o', ms=5, mfc=fill, mec='white' if fill == INK else INK, mew=0.8, label=label)
     ax.set_title('What each piece is for')
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.3)
-    fig.colorbar(image, label='worse by (sd of the baseline)', extend='both')
+    fig.colorbar(image, label='worse by (sd of the baseline,\nat least the resolution)', extend='both')
     return save(fig, Path(folder) / 'ablations.png')
 
 
 def ablation_canvases(folder, runs):
     """ablation_canvases.png: the statistics of the canvases of each ablation. runs: {name: [metrics of a run, ...]}, of
     which alpha and kurtosis (C,), tv_normalised and correlation (C, C) are drawn: a dot a channel and seed, or a seed;
-    correlations as the mean magnitude over the seeds."""
+    correlations as a matrix a seed. (Slopes sentence by sentence are in each run's own plots.)"""
     runs = {name: [m for m in metrics if np.isfinite(np.array([*m['alpha'], *m['kurtosis']], float)).all()]
             for name, metrics in runs.items()}      # a null in the log is not finite
     runs = {name: metrics for name, metrics in runs.items() if metrics}
     if not runs:
         return None
     fig, axes = figure(9, 1.5 + 0.34 * len(runs), 1, 4, sharey=True, width_ratios=(3, 3, 3, 1.4))
-    panels = (('alpha', 'Slope of the spectrum', 'α; a dot a channel and seed'),
-              ('kurtosis', 'Gradient kurtosis', 'dashed: Gaussian field'),
-              ('tv_normalised', 'TV at unit variance', 'a pixel; a dot a seed'))
+    panels = (('alpha', 'Slope of the spectrum', 'α\na dot a channel and seed'),
+              ('kurtosis', 'Gradient kurtosis', 'kurtosis\ndashed: Gaussian field'),
+              ('tv_normalised', 'TV at unit variance', 'a pixel\na dot a seed'))
     for ax, (key, title, unit) in zip(axes[0], panels):
         for row, (name, metrics) in enumerate(runs.items()):
             values = np.concatenate([np.ravel(m[key]) for m in metrics])
@@ -679,10 +680,12 @@ def ablation_canvases(folder, runs):
     axes[0, 0].set_yticks(range(len(runs)), [name if name == 'baseline' else f'without {name}' for name in runs])
     ax = axes[0, 3]
     for row, metrics in enumerate(runs.values()):
-        R = np.mean([np.abs(m['correlation']) for m in metrics], axis=0)
-        image = ax.imshow(R, cmap='Blues', vmin=0, vmax=0.5, extent=(0, 1, row + 0.45, row - 0.45), aspect='auto')
-    ax.set(title='|correlation|', xlim=(0, 1), ylim=(len(runs) - 0.5, -0.5), xticks=(), xlabel='channels')
-    fig.colorbar(image, ax=ax, extend='max')
+        for k, m in enumerate(metrics):
+            image = ax.imshow(np.abs(m['correlation']), cmap='Blues', vmin=0, vmax=0.5, aspect='auto',
+                              extent=(k + 0.04, k + 0.96, row + 0.45, row - 0.45))
+    most = max(map(len, runs.values()))
+    ax.set(title='Correlation', xlim=(0, most), ylim=(len(runs) - 0.5, -0.5), xticks=(), xlabel='channels,\nby seed')
+    fig.colorbar(image, ax=ax, extend='max', label='magnitude')
     return save(fig, Path(folder) / 'ablation_canvases.png')
 
 
@@ -691,12 +694,15 @@ def canvases(folder):
     rows = read_json(Path(folder) / 'canvases.json')
     fig, axes = figure(9, 2.9, 1, 3, sharex=True)
     panels = (('forward', 'Forward', 'sentences a second'), ('backward', 'Forward, priors and backward',
-              'sentences a second'), ('gigabytes', 'Peak memory', 'GiB'))
+              'sentences a second'), ('gigabytes', 'Peak memory (dashed: forward)', 'GiB'))
     for ax, (kind, title, unit) in zip(axes[0], panels):
         for (size, channels), colour in zip(sorted({(row['size'], row['channels']) for row in rows}), SERIES):
             curve = np.array([(row['batch'], row[kind]) for row in rows if row['size'] == size]).T
             ax.plot(*curve, 'o-', ms=4, color=colour, label=f'{size}×{size}×{channels}')
-            if kind != 'gigabytes':
+            if kind == 'gigabytes':
+                ax.plot(curve[0], [row.get('forward_gigabytes', np.nan) for row in rows if row['size'] == size], 'o--',
+                        ms=3, color=colour)
+            else:
                 ax.plot(*curve[:, [curve[1].argmax()]], 'o', ms=9, mfc='none', color=colour)
         ax.set_xscale('log', base=2)
         ax.set_xticks(sorted({row['batch'] for row in rows}), sorted({row['batch'] for row in rows}))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import launch
 import p1_canvas
@@ -258,6 +259,19 @@ def test_a_stopped_driver_leaves_nothing_running(tmp_path, monkeypatch, number):
         launch.work(queue, 2, [], launch.only_driver(tmp_path))
     assert [process.poll() for process in processes] == [-signal.SIGTERM] * 2
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_each_of_several_runs_has_a_gpu_of_its_own_and_a_cpu_has_none(tmp_path, monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    assert launch.visible_gpus('auto') == ['0', '1'] and launch.visible_gpus('cpu') == []
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
+    assert launch.visible_gpus('cuda') == ['3', '5']
+    says = 'import os; print(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"])'
+    run, lock = launch.Run('tv', 0, 'p1', tmp_path, None, [sys.executable, '-c', says]), launch.only_driver(tmp_path)
+    for slot, gpus, seen in ((0, ['3', '5'], '3'), (1, ['3', '5'], '5'), (2, ['3', '5'], '3'), (1, [], '3,5')):
+        assert launch.start(run, slot, 7, gpus, lock).wait() == 0
+        assert (tmp_path / 'run.log').read_text().splitlines()[-1] == f'{seen} 7'
 
 
 def test_what_waits_for_what_takes_as_long_as_the_longest_chain():

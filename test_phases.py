@@ -329,7 +329,7 @@ def test_an_evaluation_leaves_the_pictures_of_others_and_draws_no_nan(tmp_path):
 
 def test_bench_canvases_are_drawn_again_from_their_file(tmp_path, capsys):
     rows = [{'size': size, 'channels': 6, 'batch': batch, 'forward': 10 / batch, 'backward': 5 / size,
-             'gigabytes': batch / 8} for size in (32, 48) for batch in (2, 8)]
+             'forward_gigabytes': batch / 16, 'gigabytes': batch / 8} for size in (32, 48) for batch in (2, 8)]
     (tmp_path / 'canvases.json').write_text(json.dumps(rows))
     run([str(ROOT / 'plot.py'), f'--run={tmp_path}'])
     assert (tmp_path / 'canvases.png').read_bytes()[:4] == b'\x89PNG' and 'drew' in capsys.readouterr().out
