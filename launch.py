@@ -85,12 +85,13 @@ def to_do(chain):
 
 
 def sources_of(chain):
-    """{(commit, hardware)} of the runs of a chain."""
+    """{(commit, hardware and dtype)} of the runs of a chain."""
     found = set()
     for path in (run.folder / 'run.json' for run in chain):
         if path.is_file():
             about = json.loads(path.read_text(encoding='utf-8'))
-            found.add((runtime.short(about['commit']), re.sub(r', \d+ threads', '', about['hardware'])))
+            hardware = re.sub(r', \d+ threads', '', about['hardware'])
+            found.add((runtime.short(about['commit']), f"{hardware}, {about['dtype'].removeprefix('torch.')}"))
     return found
 
 

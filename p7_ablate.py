@@ -205,14 +205,14 @@ def made_by(sources):
     if not sources:
         return ''
     made = '; '.join(f'{commit} on {hardware}' for commit, hardware in sorted(sources))
-    several = ' **The runs are of several commits or machines.**' if len(sources) > 1 else ''
+    several = ' **The runs are of several commits, machines or dtypes.**' if len(sources) > 1 else ''
     return f'\nPreset `{preset}`, made by {made}.{several}\n'
 
 
 def collect():
     """({ablation: (seeds, targets) array}, {ablation: [metrics of a run, ...]}, sources) of all runs that are there,
-    whatever was asked for; a chain that diverged is nan in the array and has no metrics. sources: {(commit, hardware)}.
-    Left out, and named: what has other settings, and seeds whose baseline has not ended well."""
+    whatever was asked for; a chain that diverged is nan in the array and has no metrics. sources: {(commit, hardware
+    and dtype)}. Left out, and named: what has other settings, and seeds whose baseline has not ended well."""
     found, logged, sources = {'baseline': {}}, {}, set()
     for name in (name for name in ABLATIONS if name not in SLOPES):
         for seed in seeds_there():

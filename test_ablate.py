@@ -292,10 +292,11 @@ def test_only_seeds_whose_baseline_has_ended_are_compared(tmp_path, monkeypatch,
         folders[name, seed, phase].folder.mkdir(parents=True, exist_ok=True)
         (folders[name, seed, phase].folder / file).write_text('')
     run = folders['baseline', 1, 'p5']
-    facts = {'config': p7_ablate.settings('p5', tuple(run.command[2:])), 'commit': None, 'hardware': 'cpu, 2 threads'}
+    facts = {'config': p7_ablate.settings('p5', tuple(run.command[2:])), 'commit': None, 'hardware': 'cpu, 2 threads',
+             'dtype': 'torch.float32'}
     (run.folder / 'run.json').write_text(json.dumps(facts))
     found, logged, sources = p7_ablate.collect()
-    assert found['baseline'][:, 0].tolist() == [1.0, 3.0] and sources == {('no git', 'cpu')}
+    assert found['baseline'][:, 0].tolist() == [1.0, 3.0] and sources == {('no git', 'cpu, float32')}
     assert found['tv'][0, 0] == 1.0 and np.isnan(found['tv'][1]).all() and len(found['tv']) == 2
     assert logged == {'baseline': [1, 3], 'tv': [1]}
     said = capsys.readouterr().out
@@ -321,9 +322,10 @@ def test_slopes_table(tmp_path, monkeypatch):
     assert rows[2].startswith('| 1.2 | 2 | 1.2 ± 0 | 0.2 ± 0 | 0.667 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.95 ± 0.071 |')
     assert '| 0.3 ± 0 | 1 ± 0 |' in rows[2], 'the worst family'
     run = next(run for run in p7_ablate.runs(['slope 1.2'], [0]) if run.name == 'slope 1.2' and run.phase == 'p6')
-    facts = {'config': p7_ablate.settings('p6', tuple(run.command[2:])), 'commit': 'abcdef0123', 'hardware': 'cpu'}
+    facts = {'config': p7_ablate.settings('p6', tuple(run.command[2:])), 'commit': 'abcdef0123', 'hardware': 'cpu',
+             'dtype': 'torch.bfloat16'}
     (run.folder / 'run.json').write_text(json.dumps(facts))
-    assert 'made by abcdef0 on cpu' in p7_ablate.slopes_table().splitlines()[-1]
+    assert 'made by abcdef0 on cpu, bfloat16' in p7_ablate.slopes_table().splitlines()[-1]
     made = p7_ablate.home('slope 1.2', 2) / 'p1'
     made.mkdir()
     (made / 'run.json').write_text(json.dumps({'config': {'alpha': 2.0}}))
