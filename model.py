@@ -349,7 +349,7 @@ class TextDecoder(nn.Module):
 
     def decode(self, x, memory, start=0, cache=None, maps=False):
         """Input tokens x (B, T) at positions start... -> logits (B, T, vocab),
-        cross-attention of each layer if maps."""
+        cross-attention of each layer if maps. memory may be of fewer canvases, each of as many rows of x in turn."""
         T = x.shape[1]
         positions = torch.arange(start, start + T, device=x.device)
         mask = (None if cache is not None and T == 1                # one token, which may look at all before it
@@ -359,7 +359,9 @@ class TextDecoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             h = block(h, mask, turn, None if cache is None else cache[layer], start)
             if memory is not None:
-                h, weights = self.cross[layer](h, *memory[layer], maps=maps)
+                k, v = memory[layer]                                  # all sentences of a canvas look at it at once
+                y, weights = self.cross[layer](h.view(k.shape[0], -1, h.shape[2]), k, v, maps=maps)
+                h = y.view_as(h)
                 attention.append(weights)
         # Cheaper than masking the logits; no larger than it must be, for all digits of a sum count in the exports.
         bias = self.head.bias.masked_fill(~self.allowed, -256.0)
@@ -367,16 +369,21 @@ class TextDecoder(nn.Module):
 
     def forward(self, x, V, z=None, start=BOS):
         """Teacher forcing: logits (B, T, vocab) that predict x itself. A sentence that starts with BOS says again what
-        the canvas holds, one that starts with PARA says it in other words (P5)."""
-        return self.decode(shift(x, start), self.memory(V, z))[0]
+        the canvas holds, one that starts with PARA says it in other words (P5). Or of x (B, K, T), K sentences of each
+        canvas that begin with the K tokens of start: logits (B, K, T, vocab)."""
+        if x.dim() == 2:
+            return self.decode(shift(x, start), self.memory(V, z))[0]
+        inputs = torch.stack([shift(*one) for one in zip(x.unbind(1), start)], dim=1)
+        return self.decode(inputs.flatten(0, 1), self.memory(V, z))[0].unflatten(0, x.shape[:2])
 
     @torch.no_grad()
     def generate(self, V, z, length, start=BOS, top_p=0.0, u=None):
         """Free run, one sentence a row -> ids (B, length), closed by EOS and then padding. Keys and values are cached.
 
         top_p = 0 is greedy. Otherwise nucleus sampling (Holtzman et al. 2020) with the uniform numbers u (B, length):
-        whoever draws them for a whole batch gets the same sentences on any number of ranks."""
-        B, heads, dim = len(V), self.heads, self.embedding.embedding_dim
+        whoever draws them for a whole batch gets the same sentences on any number of ranks. Of u (B * k, length) each
+        canvas has k rows in turn, and as many sentences."""
+        B, heads, dim = len(V if u is None else u), self.heads, self.embedding.embedding_dim
         memory = self.memory(V, z)
         memory = memory and [(k.contiguous(), v.contiguous()) for k, v in memory]    # once, not at every token
         autocast = torch.is_autocast_enabled(V.device.type)
@@ -445,5 +452,5 @@ def nucleus(logits, top_p, u):
 
 
 def cross_entropy(logits, x):
-    """Token cross-entropy (B, T) in nats, 0 at padding."""
-    return F.cross_entropy(logits.flatten(0, 1), x.flatten(), ignore_index=PAD, reduction='none').view_as(x)
+    """Token cross-entropy (..., T) in nats, 0 at padding."""
+    return F.cross_entropy(logits.flatten(0, -2), x.flatten(), ignore_index=PAD, reduction='none').view_as(x)

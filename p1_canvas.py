@@ -108,8 +108,8 @@ def reading_noise(rows, V_shape, seed, step, run):
 
 def reconstruction(decoder, V, z, x, start=BOS):
     """Cross-entropy a token, nats, of the decoder reading x (B, T) from V (and z): a mean over sentences of means over
-    tokens, so that splitting a batch does not change it."""
-    return (cross_entropy(decoder(x, V, z, start), x).sum(1) / (x != data.PAD).sum(1).clamp(min=1)).mean()
+    tokens, so that splitting a batch does not change it. Of x (B, K, T) and K start tokens: K such means."""
+    return (cross_entropy(decoder(x, V, z, start), x).sum(-1) / (x != data.PAD).sum(-1).clamp(min=1)).mean(0)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import nn
 import data
 import plot
 import runtime
-from model import PARA, build_decoder, build_encoder, build_readout, shift
+from model import BOS, PARA, build_decoder, build_encoder, build_readout, shift
 from p1_canvas import encode, reconstruction, token_metrics
 from p2_contrast import embed
 
@@ -228,14 +228,17 @@ def main():
         decoders.train()
         x = train.sentences(batch_size, seed, step)[runtime.local_slice(run, batch_size)]
         values = {}
-        for part, other in (pair.unbind(1) for pair in x.chunk(grad_accum)):
+        for pair in x.chunk(grad_accum):
+            part = pair[:, 0]
             with torch.no_grad(), run.autocast():
                 V = nets['encoder'](part)
                 z = nets['readout'](V)
             with run.autocast():
-                losses = {name: reconstruction(net, V, z, part) for name, net in decoders.items()}
+                losses = {}
                 if paraphrase_share:
-                    losses['paraphrase'] = reconstruction(decoders['decoder'], V, z, other, PARA)
+                    losses['decoder'], losses['paraphrase'] = reconstruction(nets['decoder'], V, z, pair, (BOS, PARA))
+                losses |= {name: reconstruction(net, V, z, part) for name, net in decoders.items()
+                           if name not in losses}
             share = {'decoder': 1 - paraphrase_share, 'paraphrase': paraphrase_share}
             loss = sum(share.get(name, 1.0) * value for name, value in losses.items())
             (loss / grad_accum).backward()                      # the decoders share nothing: a sum trains each alone

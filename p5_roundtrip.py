@@ -117,8 +117,7 @@ def candidates(nets, V, z, k, length, top_p, u, start=PARA):
     """k free-run sentences of each canvas, all in one batch -> ids (B, k, length), their cosine with z (B, k).
     u (B, k, length) uniform numbers."""
     B = len(V)
-    y = nets['decoder'].generate(V.repeat_interleave(k, 0), z.repeat_interleave(k, 0), length, start, top_p,
-                                 u.flatten(0, 1))
+    y = nets['decoder'].generate(V, z, length, start, top_p, u.flatten(0, 1))
     z_y = nets['readout'](nets['encoder'](trim(y)))
     return y.unflatten(0, (B, k)), (z_y.unflatten(0, (B, k)) * z[:, None]).sum(-1)
 
@@ -241,8 +240,11 @@ def local_losses(nets, part, run, cell, parts, knobs):
         other = rows ^ 1                                                              # its paraphrase: views are paired
         each = x.shape[1] * x.shape[2]                                                # sentences of a scene
         some = data.spread(index, each, min(each, max(1, knobs['dec_samples'] // knobs['batch_size'])))
-        again = reconstruction(decoder, V[some], z[some], flat[some])
-        para = reconstruction(decoder, V[some], z[some], flat[other[some]], PARA) if share else z.new_zeros(())
+        if share:
+            again, para = reconstruction(decoder, V[some], z[some], torch.stack((flat[some], flat[other[some]]), 1),
+                                         (BOS, PARA))
+        else:
+            again, para = reconstruction(decoder, V[some], z[some], flat[some]), z.new_zeros(())
         fewer = max(1, knobs['batch_size'] // knobs['generated'])                     # or every so many scenes one
         tripping = rows.view(x.shape[:3])[::fewer, :u_trip.shape[1], 0].flatten()
         cycle, copy = round_trip(nets, flat[tripping], V[tripping], z[tripping], knobs['best_of_k'], knobs['top_p'],

@@ -94,18 +94,21 @@ def one_line(text):
 # ---- a loss that is not a number ------------------------------------------------------------------------------------
 
 def poison(value, which):
-    """The same value (a tensor, a tuple or dict of them) with one that is not a number; which: of a tuple."""
+    """The same value (a tensor, a tuple or dict of them) with one that is not a number; which: of a tuple, or of losses
+    in a row."""
     if isinstance(value, tuple):
         return *value[:which], poison(value[which], 0), *value[which + 1:]
     if isinstance(value, dict):
         first = next(iter(value))
         return value | {first: poison(value[first], 0)}
+    if value.dim() == 1:
+        return value * torch.where(torch.arange(len(value)) == which, math.nan, 1.0)
     return value * math.nan
 
 
-def said_again(*given):
-    """Whether a call of reconstruction() is about a sentence in other words."""
-    return data.PARA in given[4:]
+def other_words(*given):
+    """Whether a call of reconstruction() is about two sentences of each canvas. The second, a paraphrase, is spoilt."""
+    return given[3].dim() == 3
 
 
 P2, P3, P4, P5, P6 = (MODULES[f'p{k}'] for k in range(2, 7))
@@ -117,7 +120,7 @@ TERMS = [                     # phase, where a term of its loss comes from, the 
     ('p2', P2, 'vicreg', 'vicreg', '--lambda_vicreg=1'), ('p2', P2, 'barlow', 'barlow', '--lambda_barlow=1'),
     ('p3', P3, 'jitter', 'inv'), ('p3', P3, 'contrast', 'nce'), ('p3', P3, 'reconstruction', 'rec'),
     ('p3', priors, 'lattice_loss', 'lattice'), ('p5', priors, 'var_loss', 'var'), ('p6', priors, 'cov_loss', 'cov'),
-    ('p4', P4, 'reconstruction', 'paraphrase', said_again), ('p5', P5, 'reconstruction', 'para', said_again),
+    ('p4', P4, 'reconstruction', 'paraphrase', other_words), ('p5', P5, 'reconstruction', 'para', other_words),
     ('p4', P4, 'reconstruction', 'loss'), ('p5', P5, 'round_trip', 'cycle'), ('p5', P5, 'round_trip', 'copy', 1),
     ('p5', P5, 'contrast', 'nce'), ('p5', P5, 'reconstruction', 'again'), ('p5', P5, 'jitter', 'inv'),
     ('p6', P6, 'diffusion_loss', 'diffusion'), ('p6', P6, 'prior_loss', 'prior'), ('p6', P6, 'contrast', 'nce'),
@@ -132,7 +135,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_is_go
     """From the second optimizer step on. The line names the term; the checkpoint before it can be read, is finite and
     can be resumed."""
     steps, ascend, really = [], torch.optim.AdamW.step, getattr(module, name)
-    which, calls = (more if isinstance(more, int) else 0), (more if callable(more) else lambda *_: True)
+    which, calls = (more if isinstance(more, int) else int(callable(more))), (more if callable(more) else lambda *_: True)
     words = [more] if more and isinstance(more, str) else []
     out = '_'.join(['poisoned', phase, name, term, *words])
 

@@ -20,7 +20,7 @@ import p5_roundtrip
 import p6_diffusion
 import priors
 import runtime
-from model import PARA, TextDecoder
+from model import BOS, PARA, TextDecoder
 
 
 @pytest.fixture
@@ -167,6 +167,8 @@ def test_reconstruction_does_not_depend_on_padding_or_on_how_the_batch_is_cut():
     whole = p1_canvas.reconstruction(decoder, V, None, x)
     halves = [p1_canvas.reconstruction(decoder, v, None, F.pad(t, (0, 4))) for v, t in zip(V.chunk(2), x.chunk(2))]
     assert torch.allclose(whole, sum(halves) / 2)
+    two = p1_canvas.reconstruction(decoder, V, None, torch.stack((x, x.flip(0)), dim=1), (BOS, PARA))
+    assert torch.allclose(two, torch.stack((whole, p1_canvas.reconstruction(decoder, V, None, x.flip(0), PARA))))
 
 
 # ---- P2 -------------------------------------------------------------------------------------------------------------

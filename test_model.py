@@ -372,6 +372,19 @@ def test_generate_with_cache_is_generate_without(memory, start):
         assert 0 < (x == EOS).any(1).sum(), 'some of them end'
 
 
+@pytest.mark.parametrize('memory', MEMORIES)
+def test_several_sentences_of_a_canvas_at_once_are_each_alone(memory):
+    net, (V, z), u = restless(decoder(memory=memory)), sources(4), torch.rand(4, 3, 14)
+    rows = torch.arange(4).repeat_interleave(3)
+    x = net.generate(V, z, 14, PARA, 0.9, u.flatten(0, 1))
+    assert torch.equal(x, net.generate(V[rows], z[rows], 14, PARA, 0.9, u.flatten(0, 1))) and len(x.unique(dim=0)) > 6
+    x, starts = x.unflatten(0, (4, 3)), (BOS, PARA, BOS)
+    together = net(x, V, z, starts)
+    alone = torch.stack([net(x[:, i], V, z, start) for i, start in enumerate(starts)], dim=1)
+    assert together.shape == (4, 3, 14, VOCAB) and close(together, alone, 1e-5)
+    assert not close(alone[:, 0], net(x[:, 0], V, z, PARA), 1e-2), 'the start token tells'
+
+
 def test_generate_never_says_what_no_sentence_holds():
     net, (V, z) = restless(decoder()), sources(12)
     with torch.no_grad():
