@@ -1,5 +1,6 @@
 """Every test: one thread, in the programs that it starts too, because on tensors this small threads mostly wait for one
-another; the same random numbers; and Python's own answer to Ctrl-C. In CI (environment variable CI) a part that cannot be tested is an error."""
+another; the same random numbers; and Python's own answer to Ctrl-C. In CI (environment variable CI) a part that cannot
+be tested is an error."""
 import os
 
 os.environ['OMP_NUM_THREADS'] = '1'       # read when torch is imported

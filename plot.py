@@ -639,8 +639,9 @@ def trends(folder):
 
 
 def ablations(folder, names, targets, drops, sides):
-    """ablations.png: drops (ablations, targets) as of p7_ablate.effects, as a heat map whose colour ends at 5, with a mark where `sides` is not 0: a dot where every seed is worse than every one of the baseline (1), a ring
-    where every one is better (-1)."""
+    """ablations.png: drops (ablations, targets) as of p7_ablate.effects, as a heat map whose colour ends at 5, with a
+    mark where `sides` is not 0: a dot where every seed is worse than every one of the baseline (1), a ring where every
+    one is better (-1)."""
     fig, axes = figure(9, 1.9 + 0.28 * len(names))
     ax = axes[0, 0]
     image = ax.imshow(np.clip(drops, -5, 5), cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')

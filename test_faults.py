@@ -135,7 +135,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_is_go
     """From the second optimizer step on. The line names the term; the checkpoint before it can be read, is finite and
     can be resumed."""
     steps, ascend, really = [], torch.optim.AdamW.step, getattr(module, name)
-    which, calls = (more if isinstance(more, int) else int(callable(more))), (more if callable(more) else lambda *_: True)
+    which = more if isinstance(more, int) else int(callable(more))
+    calls = more if callable(more) else lambda *_: True
     words = [more] if more and isinstance(more, str) else []
     out = '_'.join(['poisoned', phase, name, term, *words])
 
