@@ -12,12 +12,13 @@ has (`--seeds=1 --only='copy suppression,round trip'`) twenty minutes; stop it a
 command again.
 
 Reads:  nothing (it runs P1 to P5, for slopes also P6)
-Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablations.png, ablation_canvases.png,
-        slopes.md, gate.json
+Writes: out/p7/<preset>/<ablation>/seed<k>/p1 ... p6, out/p7/ablations.md, ablations.json, ablations.png,
+        ablation_canvases.png, slopes.md, gate.json
     python p7_ablate.py --dry_run=true
     python p7_ablate.py --seeds=3
 """
 import itertools
+import json
 import math
 import re
 import shlex
@@ -354,14 +355,19 @@ def gate(found):
     return [('pieces with three seeds', f'>= {len(PLAN)}', len(rows), len(rows) >= len(PLAN)), *rows]
 
 
-def chart(found):
-    """The heat map of the drops, of all ablations of two seeds and more."""
+def charts(found, logged):
+    """The heat map of the drops, of all ablations of two seeds and more, and the statistics of the canvases: what they
+    are drawn from is written down first, so that plot.py draws them without the runs."""
     names = [name for name, v in found.items() if name != 'baseline' and min(len(v), len(base_of(name, found))) > 1]
-    if names:
-        directed = np.flatnonzero(SIGN)
-        drops, sides = (np.stack(part)[:, directed]
-                        for part in zip(*(effects(base_of(name, found), found[name]) for name in names)))
-        plot.ablations(Path(out_dir), names, [TARGETS[k][0] for k in directed], drops, sides)
+    directed = np.flatnonzero(SIGN)
+    parts = [effects(base_of(name, found), found[name]) for name in names]
+    statistics = 'alpha', 'kurtosis', 'tv_normalised', 'correlation'
+    runtime.write_text(Path(out_dir, 'ablations.json'), json.dumps({
+        'names': names, 'targets': [TARGETS[k][0] for k in directed],
+        'drops': [np.clip(drop[directed], -99, 99).tolist() for drop, _ in parts],
+        'sides': [side[directed].tolist() for _, side in parts],
+        'canvases': {name: [{key: m[key] for key in statistics} for m in runs] for name, runs in logged.items()}}))
+    plot.ablations(Path(out_dir))
 
 
 def main():
@@ -396,8 +402,7 @@ def main():
     if 'baseline' in found:
         text = table(found, sources)
         runtime.write_text(Path(out_dir, 'ablations.md'), text)
-        chart(found)
-        plot.ablation_canvases(Path(out_dir), logged)
+        charts(found, logged)
         print(text)
         runtime.write_gate(SimpleNamespace(master=True, dir=Path(out_dir), phase='p7', say=print), gate(found))
     elif draw_only:

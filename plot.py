@@ -638,10 +638,21 @@ def trends(folder):
     return fig and save(fig, Path(folder) / 'plots' / f'trends_{last:06d}.png')
 
 
-def ablations(folder, names, targets, drops, sides):
-    """ablations.png: drops (ablations, targets) as of p7_ablate.effects, as a heat map whose colour ends at 5, with a
-    mark where `sides` is not 0: a dot where every seed is worse than every one of the baseline (1), a ring where every
-    one is better (-1)."""
+def ablations(folder):
+    """ablations.json of p7_ablate.py as ablations.png and ablation_canvases.png, each where there is enough to draw;
+    returns their paths."""
+    found = read_json(Path(folder) / 'ablations.json', ('names', 'targets', 'drops', 'sides', 'canvases'))
+    drops, sides = np.array(found['drops']), np.array(found['sides'])
+    drawn = [drops_figure(found['names'], found['targets'], drops, sides) if found['names'] else None,
+             statistics_figure(found['canvases'])]
+    names = 'ablations.png', 'ablation_canvases.png'
+    return [save(fig, Path(folder) / name) for fig, name in zip(drawn, names) if fig]
+
+
+def drops_figure(names, targets, drops, sides):
+    """Drops (ablations, targets) as of p7_ablate.effects, as a heat map whose colour ends at 5, with a mark where
+    `sides` is not 0: a dot where every seed is worse than every one of the baseline (1), a ring where every one is
+    better (-1)."""
     fig, axes = figure(9, 1.9 + 0.28 * len(names))
     ax = axes[0, 0]
     image = ax.imshow(np.clip(drops, -5, 5), cmap='RdBu_r', vmin=-5, vmax=5, aspect='auto')
@@ -653,13 +664,13 @@ def ablations(folder, names, targets, drops, sides):
     ax.set_title('What each piece is for')
     ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.3)
     fig.colorbar(image, label='worse by (sd of the baseline,\nat least the resolution)', extend='both')
-    return save(fig, Path(folder) / 'ablations.png')
+    return fig
 
 
-def ablation_canvases(folder, runs):
-    """ablation_canvases.png: the statistics of the canvases of each ablation. runs: {name: [metrics of a run, ...]}, of
-    which alpha and kurtosis (C,), tv_normalised and correlation (C, C) are drawn: a dot a channel and seed, or a seed;
-    correlations as a matrix a seed. (Slopes sentence by sentence are in each run's own plots.)"""
+def statistics_figure(runs):
+    """The statistics of the canvases of each ablation, None if nothing is finite. runs: {name: [metrics of a run, ...]},
+    of which alpha and kurtosis (C,), tv_normalised and correlation (C, C) are drawn: a dot a channel and seed, or a
+    seed; correlations as a matrix a seed. (Slopes sentence by sentence are in each run's own plots.)"""
     runs = {name: [m for m in metrics if np.isfinite(np.array([*m['alpha'], *m['kurtosis']], float)).all()]
             for name, metrics in runs.items()}      # a null in the log is not finite
     runs = {name: metrics for name, metrics in runs.items() if metrics}
@@ -687,7 +698,7 @@ def ablation_canvases(folder, runs):
     most = max(map(len, runs.values()))
     ax.set(title='Correlation', xlim=(0, most), ylim=(len(runs) - 0.5, -0.5), xticks=(), xlabel='channels,\nby seed')
     fig.colorbar(image, ax=ax, extend='max', label='magnitude')
-    return save(fig, Path(folder) / 'ablation_canvases.png')
+    return fig
 
 
 def canvases(folder):
@@ -781,10 +792,13 @@ def gates_text(folders):
     return '\n'.join([*lines, f'{sum(row[5] == "PASS" for row in rows)} of {len(rows)} criteria pass'])
 
 
+DRAWN_BY = {'ablations.json': ablations, 'canvases.json': canvases}     # figures of their own beside the phases'
+
+
 def drawable(folder):
     """Whether a run folder holds anything to draw."""
     return bool(stored(folder)) or any((Path(folder) / name).is_file()
-                                       for name in ('metrics.jsonl', 'samples.jsonl', 'canvases.json'))
+                                       for name in ('metrics.jsonl', 'samples.jsonl', *DRAWN_BY))
 
 
 def is_control(folder):
@@ -797,16 +811,14 @@ def is_control(folder):
 def redraw(folder):
     """Draw every figure of a run folder again from its files. SystemExit(2), after one line, if it holds none."""
     if not drawable(folder):
-        p7 = (Path(folder) / 'ablations.md').is_file()
-        runtime.fail(f'{folder} holds nothing to draw; ' + (
-            f'its table is drawn again by: python p7_ablate.py --draw_only=true --out_dir={folder}' if p7 else
-            f'a phase makes it: python p1_canvas.py --out_dir={folder}'))
+        runtime.fail(f'{folder} holds nothing to draw; a phase makes it: python p1_canvas.py --out_dir={folder}')
     if stored(folder):
         draw(stored(folder)[-1])
     trends(folder)
     samples_table(folder)
-    if (Path(folder) / 'canvases.json').is_file():
-        canvases(folder)
+    for name, figures in DRAWN_BY.items():
+        if (Path(folder) / name).is_file():
+            figures(folder)
 
 
 def main():

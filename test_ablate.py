@@ -351,10 +351,13 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     rows = p7_ablate.gate(found | {name: base.copy() for name in more if name in p7_ablate.AGAINST})
     assert [row[3] for row in rows] == [False, False, True], 'few pieces yet; tv, which changes nothing; InfoNCE'
     assert rows[0][2] == 2 and rows[0][1] == f'>= {len(p7_ablate.PLAN)}' == '>= 13'
-    p7_ablate.chart(found)
     run = {'alpha': [1.9, 2.1], 'kurtosis': [5.0, 6.0], 'tv_normalised': 1.0, 'correlation': [[1.0, 0.1], [0.1, 1.0]]}
     lost = run | {'alpha': [None, 2.0]}
-    p7_ablate.plot.ablation_canvases(tmp_path, {'baseline': [run, run], 'tv': [run], 'var': [lost]})
-    assert (tmp_path / 'ablation_canvases.png').read_bytes()[:4] == b'\x89PNG'
-    assert p7_ablate.plot.ablation_canvases(tmp_path, {'var': [lost]}) is None, 'nothing finite'
-    assert (tmp_path / 'ablations.png').read_bytes()[:4] == b'\x89PNG'
+    p7_ablate.charts(found, {'baseline': [run, run], 'tv': [run], 'var': [lost]})
+    figures = tmp_path / 'ablations.png', tmp_path / 'ablation_canvases.png'
+    first = [path.read_bytes() for path in figures]
+    for path in figures:
+        path.unlink()
+    p7_ablate.plot.redraw(tmp_path)                                # without the runs
+    assert [path.read_bytes() for path in figures] == first and first[0][:4] == first[1][:4] == b'\x89PNG'
+    assert p7_ablate.plot.statistics_figure({'var': [lost]}) is None, 'nothing finite'
