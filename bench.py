@@ -7,16 +7,17 @@ product (m, k) x (k, n) that forward and backward really do, 2 x kernel x in x o
 all else (softmax, norms, FFTs, the optimizer) counts as none, so "of peak" is what the products alone account for.
 The peak is the median rate of 8192-cubed products (2048 on a CPU) in the phase's dtype, taken between the steps. "of
 shapes" is the same against what the machine does at the shapes that the model really has: the time that all products
-and convolutions of a step take alone, one after the other, over the step's. Then where the step goes: attention and
-priors are timed alone too, forward and backward, and so is matmul, all products and convolutions but theirs; data and
-optimizer (with clipping and the weights' average) in a step; rest is what remains. At the end the operators of a
-profiled step.
+and convolutions of a step take alone, one after the other, over the step's (so products of slow shapes raise it). Then
+where the step goes: attention and priors are timed alone too, forward and backward, and so is matmul, all products and
+convolutions but theirs; data (scenes, renderings, their tokens) and optimizer (with clipping and the weights' average)
+in a step; rest is what remains. At the end the operators of a profiled step. P2 is in its last stage, which encodes six
+sentences a scene (nine before), P6 past its U-Net's own steps.
 
 Writes: out_dir/steps_<size>.json or <what>.json, canvases.png; prints a table
     python bench.py                        # steps at the sizes of runs/cpu.sh
     python bench.py --size=full            # at the plan's size, batch 4 on a CPU
-    python bench.py --what=compiled        # P1 at the CPU size, eager and under torch.compile
-    python bench.py --what=ranks           # the same P1 step on one process and on two
+    python bench.py --what=compiled        # at the CPU size, eager and under torch.compile
+    python bench.py --what=ranks           # the same steps of P1 and P2 on one process and on two
     python bench.py --what=memory          # peak memory of P2 against batch size, by gradient caching
     python bench.py --what=canvases        # 32x32x6 against 48x48x8, full-size encoder
     python bench.py --what=corpus          # memory and time of corpora of your own, up to 10 million sentences
@@ -52,7 +53,7 @@ import runtime
 out_dir = 'out/bench'
 what = 'steps'            # steps, compiled, ranks, memory, canvases or corpus
 size = 'cpu'              # of steps: cpu, the sizes of runs/cpu.sh; full, the plan's
-phases = 'p1,p2,p3,p4,p5,p6'   # of steps; each needs those before it
+phases = 'p1,p2,p3,p4,p5,p6'   # of steps and compiled; each needs those before it
 steps = 7                 # timed steps of each phase; the table has their median
 sentences = 10_000_000    # of corpus: of the largest; the others have a tenth and a hundredth
 device = 'auto'           # cuda, mps or cpu
@@ -62,8 +63,11 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = p7_ablate.SCRIPTS
 P6 = ('--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64 --refresh=16 --prior_rows=16 --lambda_prior=1 '
       '--t_low=0.4 --t_high=0.8')                                             # the rest is P5's
-FULL_ON_A_CPU = {phase: '--batch_size=4' for phase in SCRIPTS} | {
-    'p5': '--batch_size=4 --generated=4', 'p6': '--batch_size=4 --unet_batch=4 --buffer_size=64'}
+# As much a scene as at the plan's batch of 256, where that is at least one (the priors need two canvases).
+FULL_ON_A_CPU = {'p1': '--batch_size=4 --prior_samples=2', 'p2': '--batch_size=4 --prior_samples=2 --rec_samples=4',
+                 'p3': '--batch_size=4 --prior_samples=2 --rec_samples=4', 'p4': '--batch_size=4',
+                 'p5': '--batch_size=4 --prior_samples=2 --dec_samples=4 --generated=1',
+                 'p6': '--batch_size=4 --unet_batch=2 --buffer_size=64 --refresh=1 --prior_rows=1'}
 KINDS = {                 # operators by what they are for; the first fitting word decides; attention only where fused
     'attention': ('fmha', 'flash', 'attention'), 'convolutions': ('conv', 'implicit'),
     'matrix products': ('mm', 'bmm', 'linear', 'nvjet', 'cutlass'), 'softmax': ('softmax',),
@@ -155,7 +159,7 @@ def attention_step(grad, q, k, v, *rest):
     with torch.set_grad_enabled(grad):
         y = model.attend(*(x.detach().requires_grad_(grad) for x in (q, k, v)), *rest)[0]
         if grad:
-            y.sum().backward()
+            y.backward(torch.ones_like(y))               # a sum's gradient is one number, and its products others
 
 
 def priors_step(V, alpha, cell):
@@ -186,6 +190,7 @@ def measure_step(script, words, timed, compiled=False):
         for step in range(4, 4 + timed):
             sentences.clear(), in_data.clear()
             settle(run.device)
+            runtime.barrier(run)                               # the others may still be at their matrix product
             began = time.perf_counter()
             yield step
             settle(run.device)
@@ -199,10 +204,11 @@ def measure_step(script, words, timed, compiled=False):
         in_optimizer.clear()
         watched = True
         yield step + 1
-        watched = False
         found['optimizer'] = sum(in_optimizer)
+        attended.clear()                                       # widths differ from step to step: of the one counted
         with FlopCounterMode(display=False) as counter, Products() as products:
             yield step + 2
+        watched = False
         found['operations'] = counter.get_total_flops()
         activities = [torch.profiler.ProfilerActivity.CPU] + (
             [torch.profiler.ProfilerActivity.CUDA] if run.device.type == 'cuda' else [])
@@ -220,10 +226,13 @@ def measure_step(script, words, timed, compiled=False):
         pieces = {'attention': [(partial(attention_step, grad, *made(given, run.device)), times)
                                 for (grad, given), times in attended.items()],
                   'priors': [(partial(priors_step, *canvases[-1]), 1)] if canvases else []}
+        found['strangers'] = 0                                 # products of a piece that the step did not do
         for piece, calls in pieces.items():
             found[piece] = sum(times * alone(function, run.device) for function, times in calls)
             for function, times in calls:                     # what is left is neither attention's nor the priors'
-                products.found -= products_of(function, times)
+                own = products_of(function, times)
+                found['strangers'] += (own - products.found).total()
+                products.found -= own
         found['matmul'] = cost_of_products(products.found, run.device)
         yield last                                                                    # evaluates, saves
 
@@ -376,34 +385,43 @@ def print_step(name, row):
 
 
 def bench_compiled():
-    """P1 at the CPU size, eager and under torch.compile, on whatever device there is."""
+    """Steps at the CPU size, eager and under torch.compile, on whatever device there is."""
     folder, rows = Path(out_dir).resolve() / 'compiled', {}
-    for name, flag in (('eager', ' --compile=false'), ('compiled', '')):
-        rows[name] = found = step_of('p1', words_of('p1', False) + flag, folder, timed=25, compiled=name == 'compiled')
-        print(f'{name:9s}' + (found if isinstance(found, str) else
-                              f"{1e3 * median(found['seconds']):6.0f} ms a step (lowest "
-                              f"{1e3 * min(found['seconds']):.0f}, highest {1e3 * max(found['seconds']):.0f}); the "
-                              f"first three {found['first']:.0f} s"), flush=True)
+    for phase in phases.split(','):
+        for name, flag in (('eager', ' --compile=false'), ('compiled', '')):
+            found = step_of(phase, words_of(phase, False) + flag, folder, timed=25, compiled=name == 'compiled')
+            rows[f'{phase} {name}'] = found
+            print(f'{phase} {name:9s}' + (found if isinstance(found, str) else
+                                          f"{1e3 * median(found['seconds']):6.0f} ms a step (lowest "
+                                          f"{1e3 * min(found['seconds']):.0f}, highest "
+                                          f"{1e3 * max(found['seconds']):.0f}); the first three "
+                                          f"{found['first']:.0f} s"), flush=True)
     return rows
 
 
 def bench_ranks():
-    """Weak scaling: twice the batch on two processes, one thread each; 1.0 would be perfect. P1's settings of
+    """Weak scaling: twice the batch on two processes, one thread each, in turn; 1.0 would be perfect. The settings of
     runs/cpu.sh."""
     folder, rows = Path(out_dir).resolve() / 'ranks', {}
-    base = words_of('p1', False)
-    for ranks in (1, 2):
-        found = step_of('p1', f'{base} --batch_size={64 * ranks} --prior_samples={32 * ranks} --device=cpu', folder,
-                        timed=15, ranks=ranks, threads=1)
-        if not isinstance(found, dict):
-            return {ranks: found}
-        rows[ranks] = found
-        took = [1e3 * second for second in found['seconds']]
-        print(f"{ranks} process{'es' * (ranks > 1)}, batch {64 * ranks}: {median(took):.0f} ms a step (lowest "
-              f"{min(took):.0f}, highest {max(took):.0f}), one matrix product at "
-              f"{median(found['peak']) / 1e9:.0f} GFLOP/s meanwhile", flush=True)
-    one, two = (median(rows[ranks]['seconds']) for ranks in (1, 2))
-    print(f'weak-scaling efficiency of 2 ranks: {one / two:.2f}')
+    for phase in ('p1', 'p2'):
+        own, ratios = p7_ablate.settings(phase, tuple(words_of(phase, False).split())), []
+        keys = [key for key in ('batch_size', 'prior_samples', 'rec_samples') if key in own]
+        for turn in range(3):
+            for ranks in (1, 2):
+                words = ' '.join([words_of(phase, False), *(f'--{key}={ranks * own[key]}' for key in keys)])
+                found = step_of(phase, f'{words} --device=cpu', folder, timed=15, ranks=ranks, threads=1)
+                rows[f'{phase}, {ranks} ranks, turn {turn}'] = found
+                if not isinstance(found, dict):
+                    print(f'{phase}, {ranks} ranks: {found}')
+                    return rows
+                took = [1e3 * second for second in found['seconds']]
+                print(f"{phase}, {ranks} process{'es' * (ranks > 1)}, batch {ranks * own['batch_size']}: "
+                      f"{median(took):.0f} ms a step (lowest {min(took):.0f}, highest {max(took):.0f}), one matrix "
+                      f"product at {median(found['peak']) / 1e9:.0f} GFLOP/s meanwhile", flush=True)
+            one, two = (median(rows[f'{phase}, {ranks} ranks, turn {turn}']['seconds']) for ranks in (1, 2))
+            ratios.append(one / two)
+        print(f'{phase}: weak-scaling efficiency of 2 ranks: {median(ratios):.2f} (lowest {min(ratios):.2f}, highest '
+              f'{max(ratios):.2f} of {len(ratios)} turns)', flush=True)
     return rows
 
 
