@@ -42,10 +42,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
+import launch
 import model
 import p1_canvas
 import p2_contrast
-import p7_ablate
 import plot
 import priors
 import runtime
@@ -60,7 +60,7 @@ device = 'auto'           # cuda, mps or cpu
 config = runtime.configure(globals())
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = p7_ablate.SCRIPTS
+SCRIPTS = launch.SCRIPTS
 P6 = ('--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64 --refresh=16 --prior_rows=16 --lambda_prior=1 '
       '--t_low=0.4 --t_high=0.8')                                             # the rest is P5's
 # As much a scene as at the plan's batch of 256, where that is at least one (the priors need two canvases).
@@ -337,7 +337,7 @@ def words_of(phase, on_a_gpu):
     if size == 'cpu':
         left_out = '--max_steps', '--eval_every', '--num_scenes', '--controls'
         words = P6 if phase == 'p6' else ' '.join(
-            word for word in p7_ablate.PRESETS['cpu'][phase].split() if not word.startswith(left_out))
+            word for word in launch.PRESETS['cpu'][phase].split() if not word.startswith(left_out))
     else:
         words = '' if on_a_gpu else FULL_ON_A_CPU[phase]
     return words + {'p2': ' --staged=false', 'p6': ' --unet_steps=0'}.get(phase, '')
@@ -404,7 +404,7 @@ def bench_ranks():
     runs/cpu.sh."""
     folder, rows = Path(out_dir).resolve() / 'ranks', {}
     for phase in ('p1', 'p2'):
-        own, ratios = p7_ablate.settings(phase, tuple(words_of(phase, False).split())), []
+        own, ratios = launch.settings(phase, tuple(words_of(phase, False).split())), []
         keys = [key for key in ('batch_size', 'prior_samples', 'rec_samples') if key in own]
         for turn in range(3):
             for ranks in (1, 2):

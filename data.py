@@ -766,8 +766,11 @@ def spread(index, each, m):
             + (index + turn * (each // m)) % each).flatten()   # (m*n,)
 
 
-def check_family(leave_out):
-    """SystemExit(2), after one line, if leave_out is neither '' nor a family of counterfactuals."""
+def check_families(leave_out, negatives):
+    """SystemExit(2), after one line, if leave_out is neither '' nor a family of counterfactuals, or if there are no
+    `negatives` of them."""
+    if not 0 <= negatives <= len(FAMILIES):
+        runtime.fail(f'--negatives={negatives}: expects 0 to {len(FAMILIES)}, there are no more families')
     if leave_out not in ('', *FAMILIES):
         runtime.fail(f'--leave_out={leave_out}: expects nothing or one of {", ".join(FAMILIES)}')
 

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import p7_ablate
+import launch
 import plot
 import runtime
 
@@ -34,8 +34,8 @@ seed = 0                  # of the phases and moments
 config = runtime.configure(globals())
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = p7_ablate.SCRIPTS
-WORDS = {phase: words.split() for phase, words in p7_ablate.PRESETS['smoke'].items()} | {'p6': (
+SCRIPTS = launch.SCRIPTS
+WORDS = {phase: words.split() for phase, words in launch.PRESETS['smoke'].items()} | {'p6': (
     '--batch_size=4 --unet_dim=8 --unet_steps=2 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8').split()}
 STATE = 'step', 'arch', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'history', 'extra'
 

@@ -1,5 +1,5 @@
-"""Command lines of the phase scripts that wait for each other, several at a time: which are still to be done, and doing
-them. What p7_ablate.py needs that is not its idea.
+"""Command lines of the phase scripts: their sizes in ablations, drills and benchmarks; and many that wait for each
+other, several at a time: which are still to be done, and doing them. What p7_ablate.py needs that is not its idea.
 """
 import fcntl
 import importlib
@@ -19,6 +19,41 @@ import runtime
 
 SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
            'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
+# cpu: the sizes of runs/cpu.sh, evaluated at their ends, all families of counterfactuals constructed. P2 is as long as
+# there: in half the steps the table shows little but when its stages end. The others are half as long, P4 without its
+# controls, and P6 has one joint step, for with that it measures what P5 did. smoke: the least that runs.
+PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
+PRESETS = {
+    'cpu': {
+        'p1': '--num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 '
+              '--hidden=256 --cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 '
+              f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
+              '--max_steps=500 --eval_every=500',
+        'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
+              '--temperature=0.1 --mine_every=250 --leave_out= --max_steps=2000 --eval_every=2000',
+        'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
+              '--temperature=0.1 --leave_out= --lambda_lattice=0.2 --max_steps=150 --eval_every=150',
+        'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
+              '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --eval_every=800',
+        'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '
+              f'--warmup_steps=20 {PRIORS} --temperature=0.1 --leave_out= --max_steps=150 --eval_every=150',
+        'p6': '--unet_dim=32 --unet_steps=399 --unet_batch=32 --buffer_size=2048 --refresh=16 '
+              '--unet_learning_rate=1e-3 --batch_size=16 --prior_rows=16 --drawn=64 --sample_steps=30 '
+              '--max_steps=400 --eval_every=400'},
+    'gpu': {'p1': '--max_steps=4000', 'p2': '--max_steps=4000 --leave_out=', 'p3': '--max_steps=1000 --leave_out=',
+            'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000 --leave_out=',
+            'p6': '--unet_steps=2999 --max_steps=3000'},
+    'smoke': {
+        'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
+              '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 '
+              '--max_steps=2 --eval_every=2',
+        'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 --max_steps=2 --eval_every=2',
+        'p3': '--batch_size=4 --max_steps=2 --eval_every=2',
+        'p4': '--batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 --dec_hidden=64 --controls=false --max_steps=2',
+        'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2',
+        'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
+              '--max_steps=2'}}
+MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # of preset cpu, beside one other run
 
 
 class Run(NamedTuple):
@@ -121,8 +156,7 @@ def visible_gpus(device):
 
 def work(queue, slots, gpus, lock):
     """Run all of queue, `slots` at a time, each once the run that it starts from has ended -> the runs that failed, and
-    those that wait for them in vain: a diverging ablation is a finding and stops nobody else. gpus as from
-    visible_gpus(). Ctrl-C and SIGTERM stop the processes, which save, and raise KeyboardInterrupt."""
+    those that wait for them in vain. One that diverges is a finding, and no failure. gpus as from visible_gpus(). Ctrl-C and SIGTERM stop the processes, which save, and raise KeyboardInterrupt."""
     cores = os.cpu_count() or 1
     waiting, running, failed, total = list(queue), {}, [], len(queue)
     usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -151,7 +185,7 @@ def work(queue, slots, gpus, lock):
                         for other in waiting:
                             if other.before and other.before.parent in {r.folder for r in lost}:
                                 lost.append(other)
-                        failed += lost
+                        failed += lost if words == 'FAILED' else []
                         waiting = [other for other in waiting if other not in lost]
             time.sleep(0.2)
     finally:

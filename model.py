@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import runtime
 from data import BOS, EOS, PAD, PARA
 
 
@@ -406,6 +407,19 @@ class TextDecoder(nn.Module):
 
 
 # ---- from the sizes in a checkpoint (`arch`) -------------------------------------------------------------------------
+
+def check_sizes(arch):
+    """SystemExit(2), after one line, if sizes do not fit together: P1's, and P4's if they are there."""
+    for width, heads in (('dim', arch['heads']), ('rec_dim', 8), ('dec_dim', arch.get('dec_heads'))):
+        if width in arch and (arch[width] < 1 or arch[width] % (2 * heads)):
+            runtime.fail(f'--{width}={arch[width]}: expects a multiple of {2 * heads}, an even number for each of the '
+                         f'{heads} heads (rotary positions turn pairs)')
+    if arch['size'] < 16 or arch['size'] % 8:
+        runtime.fail(f"--size={arch['size']}: expects a multiple of 8, at least 16 (wavelets and readout halve it)")
+    for part in ('query_grid', 'patch'):
+        if arch['size'] % arch[part]:
+            runtime.fail(f"--{part}={arch[part]}: expects a divisor of the canvas's side, {arch['size']}")
+
 
 def build_encoder(arch):
     return TextEncoder(arch['vocab_size'], arch['channels'], arch['size'], arch['query_grid'], arch['dim'],

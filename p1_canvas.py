@@ -15,7 +15,7 @@ import data
 import plot
 import priors
 import runtime
-from model import BOS, TextDecoder, build_encoder, cross_entropy
+from model import BOS, TextDecoder, build_encoder, check_sizes, cross_entropy
 
 out_dir = 'out/p1'        # run folder: checkpoint, metrics, gate, plots
 resume = False            # go on from out_dir/ckpt.pt
@@ -213,6 +213,7 @@ DATA = ('corpus', 'num_scenes', 'complexity', 'simple_share', 'data_seed', 'voca
 
 
 def main():
+    check_sizes(config)
     run = runtime.start('p1', config)
     splits, tokenizer = data.load(config, run)
     train = splits['train']

@@ -117,7 +117,7 @@ def swaps_beaten(Z, variants, valid, stage):
     query = Z[:, :, 2 if stage == 2 else 0]
     similarity = torch.einsum('nke,nme->nkm', query, Z[:, :, 1])                      # (n, K, K)
     beaten = similarity.diagonal(dim1=1, dim2=2)[:, :, None] > similarity
-    swap = valid & (variants >= data.VARIANTS.index('argument swap'))                 # (n, K); a pair is (scene, swap)
+    swap = valid & (variants >= data.VARIANTS.index('argument swap'))                 # (n, K): the last two of them
     hits = beaten[:, 0] & swap, beaten[:, :, 0] & swap
     return (hits[0].sum() + hits[1].sum()) / (2 * swap.sum())
 
@@ -258,7 +258,7 @@ def main():
     if staged and (negatives == 0 or leave_out == 'argument swap'):
         runtime.fail('the stages end when argument swaps are told apart: use --negatives=2 and train on them, '
                      'or --staged=false')
-    data.check_family(leave_out)
+    data.check_families(leave_out, negatives)
     run = runtime.start('p2', config)
     previous = runtime.inherit(run, init_from, 'p1', 'python p1_canvas.py')
     arch = previous['arch'] | {'z_dim': z_dim, 'readout_hidden': readout_hidden, 'pyramid': pyramid}
@@ -267,7 +267,7 @@ def main():
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, decoder, readout = nets.values()
-    untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['test'])      # not even in P1
+    untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['test'])      # random weights
     for name in ('encoder', 'decoder'):
         nets[name].load_state_dict(previous['ema'][name])
     cell, V_shape = arch['size'] // arch['query_grid'], (arch['channels'], arch['size'], arch['size'])
@@ -300,8 +300,9 @@ def main():
                 plot.evaluation(run.dir, step, arrays)
                 plot.trends(run.dir)
         due = mine_every and step and step % mine_every == 0 and stage == 3
+        # Not in a corpus of one's own, where what z confuses may mean the same.
         if due and train.canonical and not (last or run.interrupted):
-            nets.eval()      # not in a corpus of one's own, where what z confuses may mean the same
+            nets.eval()
             pairs = confused_pairs(lambda x: embed(encoder, readout, x, run), train, run,
                                    train.fewest if few else None)
         if step % eval_every == 0 or last or run.interrupted:
@@ -372,8 +373,10 @@ def main():
             run.log(step, values, prefix='train')
         # The stages end by what the batch shows, never by a step count: every ramp without this gate failed.
         if step % look_every == 0 and (stage < 3 or few):
+            beaten_mean = runtime.from_master(beaten_mean, run)      # should rounding differ, all end it or none
             if beaten_mean.item() > (stage1_ends, stage2_ends, more_come_in)[stage - 1]:
-                few, stage, pairs = few and stage < 3, stage % 3 + 1, None
+                few = few and stage < 3                              # scenes of more things come in, at stage 1
+                stage, pairs = stage % 3 + 1, None
                 run.say(f'step {step}: stage {stage} begins' + (' for scenes of more things' if stage == 1 else ''))
                 beaten_mean = torch.full_like(beaten_mean, 0.5)
 

@@ -123,16 +123,20 @@ def robustness(encoder, readout, x, run, max_shift, blur_sigma, cutout):
 ROBUST = ('jitter_cosine', 'jitter_cosine_worst', 'blur_cosine', 'cutout_cosine', 'cutout_cosine_worst')
 
 
+def shift_gate(m, beside=''):
+    """What shifts of two pixels leave of z, as a row of a gate."""
+    return [('cosine after shifts of 2 px', '>= 0.90', m['jitter_cosine'], m['jitter_cosine'] >= 0.9, beside)]
+
+
 def gate(metrics, before, evaluations):
     """P3's criteria (DESIGN 8); before: metrics of P2's checkpoint, on the same sentences if P2 had ended."""
     drop = 100 * (before['r1'] - metrics['r1'])
-    return [('cosine after shifts of 2 px', '>= 0.90', metrics['jitter_cosine'], metrics['jitter_cosine'] >= 0.9,
-             f"before {before['jitter_cosine']:.2f}"),
-            ('R@1 drop, points', '<= 2', drop, drop <= 2, f"before {before['r1']:.3f}")] + canvas_gate(evaluations)
+    return [*shift_gate(metrics, f"before {before['jitter_cosine']:.2f}"),
+            ('R@1 drop, points', '<= 2', drop, drop <= 2, f"before {before['r1']:.3f}"), *canvas_gate(evaluations)]
 
 
 def main():
-    data.check_family(leave_out)
+    data.check_families(leave_out, negatives)
     run = runtime.start('p3', config)
     previous = runtime.inherit(run, init_from, 'p2', 'python p2_contrast.py')
     arch = previous['arch']
@@ -155,7 +159,7 @@ def main():
     start, metrics = (state['step'], state['metrics']) if state else (0, {})
     evaluations = state['extra']['evaluations'] if state else []
     runtime.compile_nets(nets, run)
-    stride = max(1, batch_size // prior_samples)      # as in P2
+    stride = max(1, batch_size // prior_samples)      # the priors see the same scenes however the batch is split
 
     for step in run.steps(start, max_steps):
         last = step == max_steps

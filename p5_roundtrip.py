@@ -11,6 +11,7 @@ Reads:  out/p4/ckpt.pt      Writes: out/p5/ckpt.pt, run.json, metrics.jsonl, gat
 """
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,8 @@ from model import BOS, PARA, trim
 from p1_canvas import (canvas_arrays, canvas_gate, canvas_metrics, encode, last_three, reconstruction, token_metrics,
                        weights)
 from p2_contrast import confused_pairs, contrast, embed, embed_batch, say_held_out, semantic_gate, semantic_metrics
-from p3_jitter import jitter, robustness
-from p4_decoder import graph_metrics
+from p3_jitter import jitter, robustness, shift_gate
+from p4_decoder import graph_metrics, reading_gate
 
 out_dir = 'out/p5'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p4/ckpt.pt'   # the phase before
@@ -85,7 +86,8 @@ compile = True
 tensorboard = False
 config = runtime.configure(globals())
 
-ROUGE = RougeScorer(['rougeL'])
+# Text is normalised already; its own tokenizer knows ASCII alone.
+ROUGE = RougeScorer(['rougeL'], tokenizer=SimpleNamespace(tokenize=str.split))
 
 
 def copied(y, x, n):
@@ -150,7 +152,7 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
     """Held-out x (N, T) -> ({way of decoding: metrics}, rows for samples.jsonl). Ways: greedy, one sample, best of k by
     cosine (the model's own choice), best of k by Graph F1 (an oracle), and copying the input."""
     originals = [tokenizer.decode(row) for row in x.tolist()]
-    ys, cosines, greedy, greedy_cosine = [], [], [], []
+    ys, cosines = [], []                                                              # k samples, then the greedy one
     generator = torch.Generator().manual_seed(0)
     for part in x.split(128):
         u = torch.rand(len(part), k, length, generator=generator).to(x.device)
@@ -158,12 +160,10 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
             V = nets['encoder'](part)
             z = nets['readout'](V)
             y, cosine = candidates(nets, V, z, k, length, top_p, u, start)
-            g = nets['decoder'].generate(V, z, length, start)
-            greedy_cosine.append((nets['readout'](nets['encoder'](trim(g))) * z).sum(-1))
-        ys.append(y), cosines.append(cosine), greedy.append(g)
-    y, cosine = torch.cat(ys), torch.cat(cosines)
-    texts = [[tokenizer.decode(c) for c in row] for row in y.tolist()]
-    cosine = cosine.tolist()
+            greedy = nets['decoder'].generate(V, z, length, start)
+            greedy_cosine = (nets['readout'](nets['encoder'](trim(greedy))) * z).sum(-1)
+        ys.append(torch.cat((y, greedy[:, None]), 1)), cosines.append(torch.cat((cosine, greedy_cosine[:, None]), 1))
+    texts, cosine = [[tokenizer.decode(c) for c in row] for row in torch.cat(ys).tolist()], torch.cat(cosines).tolist()
     best = [max(range(k), key=row.__getitem__) for row in cosine]
     truth = [data.parse(text) for text in originals]
     oracle = [max(range(k), key=lambda c: data.graph_f1(t, data.parse(row[c]))) for t, row in zip(truth, texts)]
@@ -172,12 +172,10 @@ def evaluate_paraphrases(nets, x, tokenizer, run, k, top_p, length, start=PARA):
         return paraphrase_metrics([row[i] for row, i in zip(texts, index)], originals,
                                   [row[i] for row, i in zip(cosine, index)])
 
-    ways = {'best of k': chosen(best),
-            'greedy': paraphrase_metrics([tokenizer.decode(r) for r in torch.cat(greedy).tolist()], originals,
-                                         torch.cat(greedy_cosine).tolist()),
+    ways = {'best of k': chosen(best), 'greedy': chosen([k] * len(texts)),
             'one sample': chosen([0] * len(texts)), 'oracle of k': chosen(oracle),
             'copy the input': paraphrase_metrics(originals, originals, [1.0] * len(originals))}
-    ways['best of k']['distinct_candidates'] = sum(len(set(row)) for row in texts) / (k * len(texts))
+    ways['best of k']['distinct_candidates'] = sum(len(set(row[:k])) for row in texts) / (k * len(texts))
     rows = [{'input': o, 'paraphrase': row[i], 'f1': t and data.graph_f1(t, data.parse(row[i])),
              'rouge_l': ROUGE.score(o, row[i])['rougeL'].fmeasure, 'cosine': c[i]}
             for o, t, row, i, c in zip(originals, truth, texts, best, cosine)]
@@ -245,13 +243,13 @@ def local_losses(nets, part, run, cell, parts, knobs):
                                          (BOS, PARA))
         else:
             again, para = reconstruction(decoder, V[some], z[some], flat[some]), z.new_zeros(())
-        fewer = max(1, knobs['batch_size'] // knobs['generated'])                     # or every so many scenes one
-        tripping = rows.view(x.shape[:3])[::fewer, :u_trip.shape[1], 0].flatten()
+        every = max(1, knobs['batch_size'] // knobs['generated'])                     # one scene of so many goes round
+        tripping = rows.view(x.shape[:3])[::every, :u_trip.shape[1], 0].flatten()
         cycle, copy = round_trip(nets, flat[tripping], V[tripping], z[tripping], knobs['best_of_k'], knobs['top_p'],
-                                 u_trip[::fewer].flatten(0, 1), knobs['copy_ngram'], start_token(knobs))
+                                 u_trip[::every].flatten(0, 1), knobs['copy_ngram'], start_token(knobs))
     z, jittered = z.unflatten(0, x.shape[:3]), jittered.unflatten(0, x.shape[:3])
     inv = (jittered[:, :, 0] - z[:, :, 1]).square().sum(-1).mean()                    # |g(T(V(x1))) - g(V(x2))|^2
-    stride = max(1, knobs['batch_size'] // knobs['prior_samples'])                    # as in P2
+    stride = max(1, knobs['batch_size'] // knobs['prior_samples'])      # the same canvases however the batch is split
     seen = priors.seen(V[some], stride, knobs['prior_samples'] // parts)
     terms = (priors.image_prior_terms(seen, knobs['alpha'], cell)
              | {'again': again, 'para': para, 'inv': inv, 'cycle': cycle, 'copy': copy})
@@ -265,12 +263,8 @@ def gate(ways, metrics, evaluations, checked):
     """P5's criteria (DESIGN 8) for the best of k, the other ways of decoding beside it; then those of P1 to P4 once
     more, so that the table says whether one checkpoint passes them all."""
     m = ways['best of k']
-    read, kind = (metrics['content_accuracy'], 'content-token') if checked else (metrics['accuracy'], 'token')
-    earlier = canvas_gate(evaluations) + semantic_gate(metrics, {}) + [
-        ('cosine after shifts of 2 px', '>= 0.90', metrics['jitter_cosine'], metrics['jitter_cosine'] >= 0.90),
-        (f'{kind} accuracy, exact', '>= 0.90', read, read >= 0.90),
-        ('CE rise when the canvas is shuffled', '>= 0.30', metrics['shuffle_ce_rise'],
-         metrics['shuffle_ce_rise'] >= 0.30)]
+    earlier = (canvas_gate(evaluations) + semantic_gate(metrics, {}) + shift_gate(metrics)
+               + reading_gate(metrics, checked))
 
     def beside(key):
         return ', '.join(f'{way} {values[key]:.2f}' for way, values in ways.items() if way != 'best of k')
@@ -282,7 +276,7 @@ def gate(ways, metrics, evaluations, checked):
 
 
 def main():
-    data.check_family(leave_out)
+    data.check_families(leave_out, negatives)
     run = runtime.start('p5', config)
     previous = runtime.inherit(run, init_from, 'p4', 'python p4_decoder.py')
     arch = previous['arch']

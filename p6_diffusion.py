@@ -22,6 +22,7 @@ import data
 import p4_decoder
 import p5_roundtrip
 import plot
+import priors
 import runtime
 from model import build_unet
 from p1_canvas import canvas_arrays, canvas_metrics, encode, last_three
@@ -132,15 +133,6 @@ def ddim(predict, noise, steps, eta, generator, run):
     return V
 
 
-def scramble(V, generator):
-    """Gaussian fields with the mean and the power spectrum of each channel of each canvas: random phases. What 1/f^2
-    alone looks like."""
-    spectrum, noise = torch.fft.rfft2(V), torch.fft.rfft2(torch.randn(V.shape, generator=generator, device=V.device))
-    phase = noise / noise.abs().clamp(min=1e-9)
-    phase[..., 0, 0] = spectrum[..., 0, 0].sgn()
-    return torch.fft.irfft2(spectrum.abs() * phase, s=V.shape[-2:])
-
-
 QUARTERS = ('t 0-25%', 't 25-50%', 't 50-75%', 't 75-100%')
 
 
@@ -186,26 +178,26 @@ def evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, knobs):
     predict = partial(noise_in, nets['unet'])
     sampled = ddim(predict, noise, knobs['sample_steps'], knobs['eta'], generator, run) * std + mean
     metrics, texts = diffusion_metrics(predict, (V - mean) / std, run), {}
-    for kind, canvases in {'drawn': sampled, 'painted': V[:n], 'phases': scramble(V[:n], generator)}.items():
+    for kind, canvases in {'drawn': sampled, 'painted': V[:n], 'phases': priors.random_phases(V[:n], generator)}.items():
         read, texts[kind] = reading(nets, canvases, tokenizer, run, length, checked)
         metrics |= {f'{kind}_{name}': value for name, value in (canvas_metrics(canvases, cell) | read).items()}
     return metrics, texts, sampled
 
 
-def gate(metrics, before, other, ways, evaluations, checked):
+def gate(metrics, before, control_metrics, ways, evaluations, checked):
     """P6's criteria (DESIGN 8): against the checkpoint it began with (its metrics), and against the control (its
     metrics, or None). The plan asks for the first; only the second tells the prior from the extra steps."""
     worst = max(metrics[f'diffusion_{q}'] / metrics[f'wiener_{q}'] for q in QUARTERS)
     rows = [('diffusion loss over that of a Wiener filter, worst quarter of t +', '< 1', worst, worst < 1,
              'no skill > 1')]
-    for since, label in ((before, ''), (other, ', against the control +')):
+    for since, label in ((before, ''), (control_metrics, ', against the control +')):
         if since is None:
             rows.append(('compared with a control (--control) +', '>= 1', 0, False))
             continue
         names = ('prior_spectrum', 'prior_tv', 'prior', 'paraphrase_distance')
         change = {name: (metrics[name] - since[name]) / abs(since[name]) for name in names}     # priors can be negative
-        beside = {name: f'control {(other[name] - before[name]) / abs(before[name]):+.3f}'
-                  if other and since is before else '' for name in names}
+        beside = {name: f'control {(control_metrics[name] - before[name]) / abs(before[name]):+.3f}'
+                  if control_metrics and since is before else '' for name in names}
         rows += [(f'{text}, change{label}', '< 0', change[name], change[name] < 0, beside[name]) for text, name in (
             ('spectrum prior', 'prior_spectrum'), ('TV', 'prior_tv'), ('weighted sum of all priors', 'prior'))]
         falls = -change['paraphrase_distance']
@@ -246,11 +238,12 @@ def check(world):
     """Settings that would end in a traceback, or silently in nonsense, end in one line here."""
     if not 0 <= t_low <= t_high <= 0.9:
         runtime.fail(f'--t_low={t_low} --t_high={t_high}: expects 0 <= t_low <= t_high <= 0.9')
-    if min(unet_batch, prior_rows, refresh, sample_steps, drawn) < 1 or unet_dim % 8 or unet_batch % world:
-        runtime.fail('unet_batch, prior_rows, refresh, sample_steps and drawn are at least 1, unet_dim is a multiple '
-                     f'of 8, and unet_batch of the {world} ranks')
-    if buffer_size < refresh:
-        runtime.fail(f'--buffer_size={buffer_size}: expects at least refresh')
+    if unet_dim < 8 or unet_dim % 8 or unet_batch % world:
+        runtime.fail(f'--unet_dim={unet_dim} --unet_batch={unet_batch}: expects a multiple of 8, and one of the '
+                     f'{world} ranks')
+    if not 1 <= refresh <= buffer_size:
+        runtime.fail(f'--refresh={refresh} --buffer_size={buffer_size}: expects at least one new canvas, and room for '
+                     'all of them')
     if not unet_steps < min(max_steps, lr_steps):
         runtime.fail(f'--unet_steps={unet_steps}: expects fewer than max_steps and lr_steps, or no encoder moves')
 
@@ -259,7 +252,7 @@ def main():
     run = runtime.start('p6', config)
     check(run.world)
     previous = runtime.inherit(run, init_from, 'p5', 'python p5_roundtrip.py')
-    before, other = previous['metrics'], load_control(control, previous) if control else None
+    before, control_metrics = previous['metrics'], load_control(control, previous) if control else None
     if 'mine_pairs' not in previous['config'] or previous['step'] != previous['config']['max_steps']:
         runtime.fail(f'{init_from} is of a run that has not ended, or older than this script: python p5_roundtrip.py')
     knobs = previous['config'] | {'batch_size': batch_size}            # all losses go on as in P5
@@ -270,8 +263,8 @@ def main():
     nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, readout, decoder, unet = nets.values()
     predict = partial(noise_in, unet)
-    spoken = nn.ModuleDict({name: nets[name] for name in ('encoder', 'readout', 'decoder')})      # the nets of P5
-    for name, net in spoken.items():
+    p5_nets = nn.ModuleDict({name: nets[name] for name in ('encoder', 'readout', 'decoder')})      # the nets of P5
+    for name, net in p5_nets.items():
         net.load_state_dict(previous['ema'][name])
         net.eval()
     pairs = (confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
@@ -298,14 +291,15 @@ def main():
     length = min(arch['max_length'], train.width)
 
     for step in run.steps(start, max_steps):
-        last, together = step == max_steps, step >= unet_steps         # from unet_steps on the encoder moves
+        # The U-Net alone up to unet_steps, then all nets; the control begins there and has no U-Net to train.
+        last, encoder_moves = step == max_steps, step >= unet_steps
         due = step % eval_every == 0 or step == unet_steps or last
         if due:
             nets.eval()
             held_out, metrics = splits['test' if last else 'val'], {}  # as in P1
             with ema.weights():
-                if together:
-                    metrics, ways, rows, V = p5_roundtrip.evaluate(spoken, held_out, types, concepts, tokenizer, run,
+                if encoder_moves:
+                    metrics, ways, rows, V = p5_roundtrip.evaluate(p5_nets, held_out, types, concepts, tokenizer, run,
                                                                    cell, knobs)
                 else:
                     V = encode(encoder, held_out.fixed(512), run)
@@ -315,7 +309,7 @@ def main():
                 arrays = canvas_arrays(encoder, V, tokenizer, run)
                 if last:
                     arrays |= p4_decoder.attention_arrays(nets, V[:4], held_out.fixed(4), types, tokenizer, run)
-            if together:
+            if encoder_moves:
                 evaluations = last_three(evaluations, step, metrics)
             run.log(step, metrics, prefix='val')
             if run.master:
@@ -323,7 +317,7 @@ def main():
                     arrays |= {'drawn': torch.cat((sampled[:10], V[:6])), 'drawn_titles': [
                         *(f'drawn: {text}' for text in texts['drawn'][:10]),
                         *(f'painted: {text}' for text in texts['painted'][:6])]}
-                if together:
+                if encoder_moves:
                     runtime.write_text(run.dir / 'samples.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
                     plot.samples_table(run.dir)
                 plot.evaluation(run.dir, step, arrays)
@@ -336,7 +330,7 @@ def main():
             break
 
         lr = (runtime.cosine_lr(step - unet_steps, learning_rate, warmup_steps, lr_steps - unet_steps)
-              if together else 0.0)
+              if encoder_moves else 0.0)
         unet_lr = runtime.cosine_lr(step, unet_learning_rate, warmup_steps, lr_steps)
         for group in optimizer.param_groups:
             group['lr'] = unet_lr if group['net'] == 'unet' else lr * group['scale']
@@ -353,16 +347,17 @@ def main():
                 terms['diffusion'] = diffusion_loss(predict, buffer[picked[mine]], t[mine], noise[mine], min_snr)
             terms['diffusion'].backward()
 
-        if together:                                                   # all other nets, under the U-Net
+        if encoder_moves:                                              # the nets of P5, under the U-Net
             whole, meanings, valid, mine = p5_roundtrip.batch(train, seed, step, length, knobs, run, pairs)
             prior_t = t_low + (t_high - t_low) * torch.rand(batch_size, generator=generator, device=run.device)[mine]
             prior_noise = torch.randn(batch_size, *buffer.shape[1:], generator=generator, device=run.device)[mine]
 
             def forward(part):
-                *part, t, noise = part
-                z, local, found, V = p5_roundtrip.local_losses(spoken, part, run, cell, run.world * grad_accum, knobs)
+                *sentences, t, noise = part
+                z, local, found, V = p5_roundtrip.local_losses(p5_nets, sentences, run, cell, run.world * grad_accum,
+                                                               knobs)
                 V = (V.unflatten(0, (len(t), -1))[:, 0] - mean) / std          # (n, C, H, W): the first of each scene
-                some = slice(None, None, max(1, batch_size // prior_rows))     # the same in parts of a multiple of it
+                some = slice(None, None, max(1, batch_size // prior_rows))     # the same ones however it is split
                 with run.autocast():
                     found['prior'] = (prior_loss(predict, V[some], t[some], noise[some]) if lambda_prior
                                       else V.new_zeros(()))
@@ -386,11 +381,11 @@ def main():
                 oldest = (oldest + len(new)) % len(buffer)
         runtime.average_gradients(nets, run)
         norms = [torch.nn.utils.clip_grad_norm_(parameters, grad_clip) for parameters in (
-            unet.parameters(), spoken.parameters())]
+            unet.parameters(), p5_nets.parameters())]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(step)
-        values = {'loss': loss if together else terms['diffusion'], 'unet_grad_norm': norms[0], 'lr': lr,
+        values = {'loss': loss if encoder_moves else terms['diffusion'], 'unet_grad_norm': norms[0], 'lr': lr,
                   'grad_norm': norms[1], 'unet_lr': unet_lr} | terms
         run.watch(step, values)
         if step % log_every == 0:
@@ -411,11 +406,12 @@ def main():
                 f"lattice {m['lattice']:.2f}")
     for text in texts['drawn'][:8]:
         run.say(f'  drawn: {text}')
-    run.say('\ntest scenes             before  with the prior' + '  without' * bool(other))
+    run.say('\ntest scenes             before  with the prior' + '  without' * bool(control_metrics))
     for name in ('prior_spectrum', 'prior_tv', 'prior', 'paraphrase_distance', 'r1', 'r5', 'r1_hard',
                  *(name for name in metrics if name.startswith('gap_'))):
-        run.say(f'{name:20s}{before[name]:10.3f}{metrics[name]:16.3f}' + (f'{other[name]:9.3f}' if other else ''))
-    runtime.write_gate(run, gate(metrics, before, other, ways, evaluations, checked))
+        without = f'{control_metrics[name]:9.3f}' if control_metrics else ''
+        run.say(f'{name:20s}{before[name]:10.3f}{metrics[name]:16.3f}{without}')
+    runtime.write_gate(run, gate(metrics, before, control_metrics, ways, evaluations, checked))
 
 
 if __name__ == '__main__':

@@ -33,13 +33,14 @@ import launch
 import p6_diffusion
 import plot
 import runtime
-from launch import SCRIPTS, Run, diverged, ended, own_settings, settings, sources_of, to_do
+from launch import MINUTES, PRESETS, SCRIPTS, Run, diverged, ended, own_settings, settings, sources_of, to_do
 
 out_dir = 'out/p7'        # the runs, the table and the figure
 seeds = 3                 # runs of each ablation, seeds 0, 1, ...
 only = 'plan'             # plan: its pieces, masking and readout; ours: what departs from it; slopes: other target
                           # slopes; all; or names separated by commas. The baseline is always there.
-preset = 'cpu'            # cpu: the ablation size below; gpu: the plan's size, fewer steps; smoke: two steps, for tests
+preset = 'cpu'            # cpu: the ablation size (launch.PRESETS); gpu: the plan's, fewer steps; smoke: two steps, for
+                          # tests. The table and the figures are of the one that ran last
 jobs = 0                  # runs at the same time; 0: one a GPU, or two on a CPU (a thread each beats two threads)
 dry_run = False           # list the commands and the estimated time, run nothing
 draw_only = False         # draw the tables and the figure of what has ended, run nothing
@@ -47,41 +48,6 @@ device = 'auto'
 config = runtime.configure(globals())
 
 HERE = Path(__file__).parent
-# The sizes of runs/cpu.sh, evaluated at their ends, all families of counterfactuals constructed. P2 is as long as
-# there: in half the steps the table shows little but when its stages end. The others are half as long, P4 without its
-# controls.
-PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
-PRESETS = {
-    'cpu': {
-        'p1': '--num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 '
-              '--hidden=256 --cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 '
-              f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
-              '--max_steps=500 --eval_every=500',
-        'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
-              '--temperature=0.1 --mine_every=250 --leave_out= --max_steps=2000 --eval_every=2000',
-        'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
-              '--temperature=0.1 --leave_out= --lambda_lattice=0.2 --max_steps=150 --eval_every=150',
-        'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
-              '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --eval_every=800',
-        'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '
-              f'--warmup_steps=20 {PRIORS} --temperature=0.1 --leave_out= --max_steps=150 --eval_every=150',
-        'p6': '--unet_dim=32 --unet_steps=399 --unet_batch=32 --buffer_size=2048 --refresh=16 '
-              '--unet_learning_rate=1e-3 --batch_size=16 --prior_rows=16 --drawn=64 --sample_steps=30 '
-              '--max_steps=400 --eval_every=400'},
-    'gpu': {'p1': '--max_steps=4000', 'p2': '--max_steps=4000 --leave_out=', 'p3': '--max_steps=1000 --leave_out=',
-            'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000 --leave_out=',
-            'p6': '--unet_steps=2999 --max_steps=3000'},
-    'smoke': {
-        'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
-              '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 '
-              '--max_steps=2 --eval_every=2',
-        'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 --max_steps=2 --eval_every=2',
-        'p3': '--batch_size=4 --max_steps=2 --eval_every=2',
-        'p4': '--batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 --dec_hidden=64 --controls=false --max_steps=2',
-        'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2',
-        'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
-              '--max_steps=2'}}
-MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # of preset cpu, beside one other run
 CONTRAST, PRIOR, LATER = ('p2', 'p3', 'p5'), ('p1', 'p2', 'p3', 'p5'), ('p3', 'p5')
 
 
@@ -272,26 +238,29 @@ def p_value(base, other):
     return float(np.mean(np.array(largest) >= largest[-1] - 1e-9))                 # the last labelling is the true one
 
 
-def cell(column):
+def mean_sd(column):
     """mean ± sd of the values of a column that are finite."""
     kept = column[np.isfinite(column)]
     spread = f' ± {kept.std(ddof=1):.2g}' if len(kept) > 1 else ''
     return f'{kept.mean():.3g}{spread}' if len(kept) else '–'
 
 
+LEGEND = ('Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets how much worse, in standard '
+          'deviations of the baseline (n = {m}; where that is less than the resolution of the metric, the smallest '
+          'difference that counts, in units of it). **Bold**: every seed is worse than every seed of the baseline, beyond '
+          'that resolution (by chance {chance:.2g} of {directed} metrics if n is {m}, more if it is less); *italic*: every '
+          'one is better. p: permutation test of "some metric is worse", of which at most one row in twenty has 0.05 by '
+          'chance; what it does not find may still be there. Each prior but var has a statistic of its own here, which '
+          'must react first: |slope - 2|, TV, wavelet prior (which cannot: a Gaussian field is nearer than its '
+          'resolution), kurtosis, correlation. Where z collapses its cosines rise, and a canvas without variance has '
+          'little TV: read them beside R@1. '
+          + ' '.join(f'{name} is compared with {other}, which it implies.' for name, other in AGAINST.items()))
+
+
 def table(found, sources):
     """The ablation table as Markdown: mean ± sd, the drop in baseline sds, bold where the seeds lie apart."""
     m, directed = len(found['baseline']), int(np.abs(SIGN).sum())
-    chance = f'by chance {directed / math.comb(2 * m, m):.2g} of {directed} metrics if n is {m}, more if it is less'
-    lines = ['Target metrics of P5 on the test split, mean ± sd over n seeds; in brackets how much worse, in standard '
-             f'deviations of the baseline (n = {m}; where that is less than the resolution of the metric, the smallest '
-             'difference that counts, in units of it). **Bold**: every seed is worse than every seed of the baseline, '
-             f'beyond that resolution ({chance}); *italic*: every one is better. p: permutation test of '
-             '"some metric is worse", of which at most one row in twenty has 0.05 by chance; what it does not find may '
-             'still be there. Each prior but var has a statistic of its own here, which must react first: |slope - 2|, '
-             'TV, wavelet prior (which cannot: a Gaussian field is nearer than its resolution), kurtosis, correlation. '
-             'Where z collapses its cosines rise, and a canvas without variance has little TV: read them beside R@1. '
-             + ' '.join(f'{name} is compared with {other}, which it implies.' for name, other in AGAINST.items()), '',
+    lines = [LEGEND.format(m=m, directed=directed, chance=directed / math.comb(2 * m, m)), '',
              '| without | n | ' + ' | '.join(label.replace('|', '\\|') for label, *_ in TARGETS) + ' | worse in | p |',
              '|---' * (len(TARGETS) + 4) + '|']
     for name, values in found.items():
@@ -302,10 +271,13 @@ def table(found, sources):
         cells = [f'{n}, {lost} diverged' if lost else n]
         for k, column in enumerate(values.T):
             mark = {1: '**', -1: '*', 0: ''}[int(side[k])]
-            cells.append(f'{mark}{cell(column)}{mark}'
+            cells.append(f'{mark}{mean_sd(column)}{mark}'
                          + (f' [{np.clip(drop[k], -99, 99):+.1f}]' if compared and SIGN[k] else ''))
-        cells += [(side > 0).sum(), f'{p_value(base, values):.2f}'] if compared else [
-            '', ''] if name == 'baseline' else [f"n < 2{' of ' * (name in AGAINST)}{AGAINST.get(name, '')}", '']
+        if compared:
+            cells += [(side > 0).sum(), f'{p_value(base, values):.2f}']
+        else:
+            few = 'n < 2' + (f' of {AGAINST[name]}' if name in AGAINST and n > 1 else '')
+            cells += ['' if name == 'baseline' else few, '']
         lines.append(f'| {name} | ' + ' | '.join(map(str, cells)) + ' |')
     return '\n'.join(lines) + '\n' + made_by(sources)
 
@@ -334,7 +306,7 @@ def slopes_table():
         done = [chain for chain in chains if ended(chain[-1]) and all(map(own_settings, chain))]
         values = np.array([values_of(metrics_of(chain[-1].folder), SLOPE_COLUMNS) for chain in done])
         if done:
-            lines.append(f'| {target} | {len(done)} | ' + ' | '.join(map(cell, values.T)) + ' |')
+            lines.append(f'| {target} | {len(done)} | ' + ' | '.join(map(mean_sd, values.T)) + ' |')
             sources = sources.union(*map(sources_of, done))
     return '\n'.join(lines) + '\n' + made_by(sources)
 

@@ -668,7 +668,7 @@ def drops_figure(names, targets, drops, sides):
 
 
 def statistics_figure(runs):
-    """The statistics of the canvases of each ablation, None if nothing is finite. runs: {name: [metrics of a run, ...]},
+    """The statistics of the canvases of each ablation, None if nothing is finite. runs: {name: [metrics of a run, ...]}
     of which alpha and kurtosis (C,), tv_normalised and correlation (C, C) are drawn: a dot a channel and seed, or a
     seed; correlations as a matrix a seed. (Slopes sentence by sentence are in each run's own plots.)"""
     runs = {name: [m for m in metrics if np.isfinite(np.array([*m['alpha'], *m['kurtosis']], float)).all()]

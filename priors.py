@@ -269,6 +269,15 @@ def common_loss(V):
     return sum(weight * (x[0:2 * pairs:2] * x[1:2 * pairs:2]).mean() for weight, x in ((1, V), (2, size)))
 
 
+def random_phases(V, generator):
+    """Gaussian fields with the mean and the power spectrum of each channel of each canvas: what a spectrum alone looks
+    like. V (B, C, H, W); the generator is of V's device."""
+    spectrum, noise = torch.fft.rfft2(V), torch.fft.rfft2(torch.randn(V.shape, generator=generator, device=V.device))
+    phase = noise / noise.abs().clamp(min=1e-9)
+    phase[..., 0, 0] = spectrum[..., 0, 0].sgn()
+    return torch.fft.irfft2(spectrum.abs() * phase, s=V.shape[-2:])
+
+
 def seen(V, stride, most):
     """The rows of V that the priors look at: every `stride`-th, `most` of them. Two at least, where there are two, or
     `common_loss` would have no pair: small parts of a batch see more rows."""

@@ -31,8 +31,15 @@ from tqdm import tqdm
 DIVERGED = 3             # exit status of a run whose loss or weights are no longer finite
 PROGRESS_SECONDS = 20    # between two progress lines when stderr is not a terminal
 EXPECTS = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text'}
-MINIMUM = {'max_steps': 0} | dict.fromkeys(('batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every',
-                                           'prior_samples', 'rec_samples', 'dec_samples', 'generated', 'best_of_k'), 1)
+# What no value of these settings may be less, or more, than; sizes that do not fit together: model.check_sizes.
+MINIMUM = dict.fromkeys((
+    'max_steps', 'warmup_steps', 'learning_rate', 'weight_decay', 'dropout', 'ema_decay', 'top_p', 'jitter_prob',
+    'paraphrase_share', 'slots', 'max_shift', 'cutout'), 0) | dict.fromkeys((
+        'batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every', 'prior_samples', 'rec_samples',
+        'dec_samples', 'generated', 'best_of_k', 'num_scenes', 'query_grid', 'patch', 'layers', 'heads', 'hidden',
+        'cross_layers', 'cross_hidden', 'rec_layers', 'z_dim', 'readout_hidden', 'dec_layers', 'dec_heads',
+        'dec_hidden', 'unet_batch', 'prior_rows', 'sample_steps', 'drawn'), 1) | {'channels': 2}
+MAXIMUM = dict.fromkeys(('dropout', 'ema_decay', 'top_p', 'jitter_prob', 'paraphrase_share'), 1)
 
 
 def fail(message, status=2):
@@ -70,6 +77,8 @@ def configure(module, argv=None):
             fail(f'--{key}={text}: expects {EXPECTS[type(config[key])]}, such as {as_text(config[key])}')
         if config[key] < MINIMUM.get(key, config[key]):
             fail(f'--{key}={text}: expects at least {MINIMUM[key]}')
+        if config[key] > MAXIMUM.get(key, config[key]):
+            fail(f'--{key}={text}: expects at most {MAXIMUM[key]}')
     module.update(config)
     return config
 

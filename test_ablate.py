@@ -49,13 +49,13 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
     assert words['tv', 'p1'].index('--lambda_tv=0') > words['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
 
 
-@pytest.mark.parametrize('preset', p7_ablate.PRESETS)
+@pytest.mark.parametrize('preset', launch.PRESETS)
 def test_every_override_is_a_setting_of_its_phase(preset):
     for name, changes in p7_ablate.ABLATIONS.items():
         for phase, script in p7_ablate.SCRIPTS.items():
             module = vars({'p1': p1_canvas, 'p2': p2_contrast, 'p3': p3_jitter, 'p4': p4_decoder,
                            'p5': p5_roundtrip, 'p6': p6_diffusion}[phase])
-            usual, words = p7_ablate.PRESETS[preset][phase].split(), changes.get(phase, '').split()
+            usual, words = launch.PRESETS[preset][phase].split(), changes.get(phase, '').split()
             without = runtime.configure(dict(module), usual)
             for word in words:
                 key = word.removeprefix('--').partition('=')[0]
@@ -67,10 +67,10 @@ def test_without_negatives_as_many_sentences_a_step(monkeypatch):
     for preset, batch in ('cpu', 48), ('gpu', 768), ('smoke', 12):
         monkeypatch.setattr(p7_ablate, 'preset', preset)
         queue = p7_ablate.runs(['counterfactual negatives'], [0])
-        sizes = {run.phase: p7_ablate.settings(run.phase, tuple(run.command[2:])) for run in queue
+        sizes = {run.phase: launch.settings(run.phase, tuple(run.command[2:])) for run in queue
                  if run.name == 'counterfactual negatives'}
         assert sizes['p2']['batch_size'] == batch and sizes['p2']['negatives'] == 0
-        usual = p7_ablate.settings('p4', tuple(p7_ablate.PRESETS[preset]['p4'].split()))
+        usual = launch.settings('p4', tuple(launch.PRESETS[preset]['p4'].split()))
         assert sizes['p4']['batch_size'] == usual['batch_size']
 
 
@@ -223,9 +223,10 @@ def test_a_failing_ablation_stops_only_what_waits_for_it(tmp_path, monkeypatch, 
     chain = p7_ablate.runs(['jitter', 'copy suppression', 'InfoNCE'])
     queue = [stand_in(run) for run in chain]
     failed = launch.work(queue, 2, [], launch.only_driver('p7'))
-    assert {(run.name, run.phase) for run in failed} == {(name, phase) for name in ('jitter', 'InfoNCE')
-                                                         for phase in ('p3', 'p4', 'p5')}
-    assert all((run.folder / 'gate.json').exists() for run in queue if run not in failed)
+    assert {(run.name, run.phase) for run in failed} == {('jitter', phase) for phase in ('p3', 'p4', 'p5')}
+    ran = {(run.name, run.phase) for run in queue if (run.folder / 'gate.json').exists()}
+    assert {(run.name, run.phase) for run in queue} - ran == {(name, phase) for name in ('jitter', 'InfoNCE')
+                                                              for phase in ('p3', 'p4', 'p5')}
     out = capsys.readouterr().out
     assert 'jitter, seed 0, p3 FAILED' in out and 'InfoNCE, seed 0, p3 DIVERGED' in out
     assert [(run.name, run.phase) for run in p7_ablate.to_do(chain)] == [('jitter', p) for p in ('p3', 'p4', 'p5')], (
@@ -292,7 +293,7 @@ def test_only_seeds_whose_baseline_has_ended_are_compared(tmp_path, monkeypatch,
         folders[name, seed, phase].folder.mkdir(parents=True, exist_ok=True)
         (folders[name, seed, phase].folder / file).write_text('')
     run = folders['baseline', 1, 'p5']
-    facts = {'config': p7_ablate.settings('p5', tuple(run.command[2:])), 'commit': None, 'hardware': 'cpu, 2 threads',
+    facts = {'config': launch.settings('p5', tuple(run.command[2:])), 'commit': None, 'hardware': 'cpu, 2 threads',
              'dtype': 'torch.float32'}
     (run.folder / 'run.json').write_text(json.dumps(facts))
     found, logged, sources = p7_ablate.collect()
@@ -322,7 +323,7 @@ def test_slopes_table(tmp_path, monkeypatch):
     assert rows[2].startswith('| 1.2 | 2 | 1.2 ± 0 | 0.2 ± 0 | 0.667 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.95 ± 0.071 |')
     assert '| 0.3 ± 0 | 1 ± 0 |' in rows[2], 'the worst family'
     run = next(run for run in p7_ablate.runs(['slope 1.2'], [0]) if run.name == 'slope 1.2' and run.phase == 'p6')
-    facts = {'config': p7_ablate.settings('p6', tuple(run.command[2:])), 'commit': 'abcdef0123', 'hardware': 'cpu',
+    facts = {'config': launch.settings('p6', tuple(run.command[2:])), 'commit': 'abcdef0123', 'hardware': 'cpu',
              'dtype': 'torch.bfloat16'}
     (run.folder / 'run.json').write_text(json.dumps(facts))
     assert 'made by abcdef0 on cpu, bfloat16' in p7_ablate.slopes_table().splitlines()[-1]
@@ -342,6 +343,8 @@ def test_ablation_table_gate_and_figure(tmp_path, monkeypatch):
     directed = int(np.abs(p7_ablate.SIGN).sum())
     assert lines['InfoNCE'].count('**') == 2 * directed and lines['InfoNCE'].endswith(f'| {directed} | 0.05 |')
     assert lines['tv'].endswith('| 0 | 1.00 |') and lines['cov'].endswith('| n < 2 |  |')
+    alone = {'stages (ours)': base, 'counterfactual negatives': base[:1]}
+    assert '| n < 2 |' in p7_ablate.table({'baseline': base} | alone, set()), 'of its own'
     assert 'abc1234 on cpu' in text and 'several' not in text
     assert 'several' in p7_ablate.table(found, {('abc1234', 'cpu'), ('def5678', 'cpu')})
     more = {'stages (ours)': base - 9 * p7_ablate.SIGN, 'counterfactual negatives': base - 9 * p7_ablate.SIGN}

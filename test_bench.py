@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import bench
-import p7_ablate
+import launch
 
 
 def test_a_step_is_measured_in_parts(tmp_path):
-    words = p7_ablate.PRESETS['smoke']['p1'] + ' --dtype=float32 --prior_gate=0'
+    words = launch.PRESETS['smoke']['p1'] + ' --dtype=float32 --prior_gate=0'
     found = bench.step_of('p1', words, tmp_path, timed=2, threads=1)
     assert isinstance(found, dict), found
     assert found['sentences'] == 8 and len(found['seconds']) == len(found['peak']) == len(found['data']) == 2

@@ -358,7 +358,35 @@ def test_any_command_line_is_taken_or_refused_in_one_line(capsys, command):
     assert found.keys() == script.config.keys()
     for key, value in found.items():
         assert type(value) is type(script.config[key]) and (not isinstance(value, float) or math.isfinite(value))
-        assert value >= runtime.MINIMUM.get(key, value)
+        assert runtime.MINIMUM.get(key, value) <= value <= runtime.MAXIMUM.get(key, value)
+
+
+ODD = [(key, value) for key, usual in {
+    'channels': (6,), 'size': (16, 24, 32), 'query_grid': (4, 8), 'patch': (2, 4), 'dim': (8, 16, 18), 'layers': (2,),
+    'heads': (2, 4), 'hidden': (8,), 'cross_layers': (2,), 'cross_hidden': (8,), 'slots': (2,), 'rec_dim': (16, 24),
+    'rec_layers': (2,)}.items() for value in (*usual, -1, 0, 1, 3, 5, 7)] + [
+        ('dropout', value) for value in (-0.1, 0.5, 1.0, 2.0)]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some.lists(some.sampled_from(ODD), max_size=3).map(dict))
+def test_any_sizes_make_a_model_or_are_refused_in_one_line(capsys, sizes):
+    usual = {'vocab_size': 300, 'size': 16, 'query_grid': 8, 'patch': 4, 'dim': 16, 'layers': 1, 'heads': 2,
+             'hidden': 8, 'cross_layers': 1, 'cross_hidden': 8, 'rec_dim': 16, 'rec_layers': 1, 'dropout': 0.0}
+    try:
+        found = runtime.configure(dict(vars(p1_canvas)), [f'--{key}={value}' for key, value in (usual | sizes).items()])
+        model.check_sizes(found)
+    except SystemExit as stop:
+        assert stop.code == 2
+        one_line(capsys.readouterr().err)
+        return
+    nets, x = p1_canvas.build(found), torch.tensor([[5, 6, data.EOS], [7, data.EOS, data.PAD]])
+    V = nets['encoder'](x)
+    assert V.shape == (2, found['channels'], found['size'], found['size'])
+    loss = p1_canvas.reconstruction(nets['decoder'], V, None, x) + sum(priors.image_prior_terms(V).values())
+    loss.backward()
+    assert loss.isfinite()
 
 
 SENTENCES = some.text(alphabet=string.ascii_letters + ' .ßé日', min_size=1, max_size=20)

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 
 import data
 import p4_decoder
@@ -431,6 +432,7 @@ def bad_files(chain):
     ('p1', ['--complexity=2', '--simple_share=2'], 'expects 0 to 1'),
     ('p1', ['--complexity=9'], 'complexity'), ('p1', ['--complexity=0'], 'complexity'),
     ('p1', ['--vocab_size=100'], '--vocab_size=100: expects 260'), ('p2', ['--prior_samples=0'], 'at least 1'),
+    ('p2', ['--negatives=7'], 'there are no more families'),
     ('p2', ['--leave_out=color'], 'expects nothing or one of colour'),
     ('p1', ['--vocab_size=40000'], 'to 32768')])
 def test_bad_input_ends_in_one_line(here, bad_files, capsys, phase, words, hint):
@@ -778,6 +780,8 @@ def test_rouge_l_of_sample_is_rouge_scores():
     for _ in range(200):
         a, b = (' '.join(rand.choices(words, k=rand.randrange(9))) for _ in range(2))
         assert sample.rouge_l(a, b) == pytest.approx(p5_roundtrip.ROUGE.score(a, b)['rougeL'].fmeasure), (a, b)
+        assert sample.rouge_l(a, b) == pytest.approx(RougeScorer(['rougeL']).score(a, b)['rougeL'].fmeasure), (a, b)
+    assert p5_roundtrip.ROUGE.score('красный куб', 'красный куб')['rougeL'].fmeasure == 1.0, 'a copy in any script'
 
 
 def test_a_cold_start_of_sample_imports_neither_matplotlib_nor_sklearn():

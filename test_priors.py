@@ -451,3 +451,11 @@ def test_lattice_loss_is_the_excess_over_a_field():
     (priors.lattice_loss(V[:1], 4)).backward()
     assert not V.grad.any()
     assert priors.lattice_loss(V, 1).item() == 0
+
+
+def test_random_phases_keep_the_spectrum_and_lose_the_picture():
+    V = torch.randn(5, 2, 16, 16).cumsum(-1)
+    scrambled = priors.random_phases(V, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(*(torch.fft.rfft2(x).abs() for x in (scrambled, V)), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(scrambled.mean((2, 3)), V.mean((2, 3)), rtol=1e-3, atol=1e-4)
+    assert (scrambled - V).abs().mean() > 0.5 * V.std()
