@@ -111,6 +111,19 @@ def other_words(*given):
     return given[3].dim() == 3
 
 
+def canvas_only(*given):
+    """Whether a call of reconstruction() is about this control decoder of P4."""
+    return given[0].memory_kind == 'canvas'
+
+
+def z_only(*given):
+    return given[0].memory_kind == 'z'
+
+
+def no_canvas(*given):
+    return given[0].memory_kind == 'none'
+
+
 P2, P3, P4, P5, P6 = (MODULES[f'p{k}'] for k in range(2, 7))
 TERMS = [                     # phase, where a term of its loss comes from, the name of the term, more: flags, which of
                               # several values, or which calls
@@ -124,6 +137,7 @@ TERMS = [                     # phase, where a term of its loss comes from, the 
     ('p4', P4, 'reconstruction', 'loss'), ('p5', P5, 'round_trip', 'cycle'), ('p5', P5, 'round_trip', 'copy', 1),
     ('p5', P5, 'contrast', 'nce'), ('p5', P5, 'reconstruction', 'again'), ('p5', P5, 'jitter', 'inv'),
     ('p6', P6, 'diffusion_loss', 'diffusion'), ('p6', P6, 'prior_loss', 'prior'), ('p6', P6, 'contrast', 'nce'),
+    *(('p4', P4, 'reconstruction', one.__name__.replace('_', ' '), one) for one in (canvas_only, z_only, no_canvas)),
     ('p6', P5, 'round_trip', 'cycle')]
 
 

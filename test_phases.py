@@ -406,7 +406,7 @@ def bad_files(chain):
     whole = (folder / 'out/p1/ckpt.pt').read_bytes()
     files = {'truncated.pt': whole[:len(whole) // 2], 'nothing.pt': b'',
              'pickle.pt': pickle.dumps(Hostile(), protocol=2), 'empty.txt': b'',
-             'blank.txt': b'\n \n' * 40, 'bad.txt': b'\xff\xfe\n...\n' * 40,
+             'blank.txt': b'\n \n' * 40, 'one.txt': b'a red cube\n', 'long.txt': b'red ' * 2 ** 18, 'bad.txt': b'\xff\xfe\n...\n' * 40,
              'bad.jsonl': b'{"original": 3}\nno json\n[]\n{"paraphrases": ["a"]}\n' * 20}
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -426,6 +426,9 @@ def bad_files(chain):
     ('p2', ['--init_from=code.pt'], 'no checkpoint of ours'),
     ('p2', ['--init_from=pickle.pt'], 'no checkpoint of ours'),
     ('p1', ['--corpus=nowhere.txt'], 'no such file'), ('p1', ['--corpus=empty.txt'], 'on 0 lines; at least 20'),
+    ('p1', ['--corpus=one.txt'], 'at least 20'), ('p1', ['--corpus=long.txt'], 'at least 20'),
+    ('p1', ['--heads=5'], 'expects a multiple of 10'), ('p1', ['--query_grid=7'], 'expects a divisor'),
+    ('p1', ['--dropout=2'], 'expects at most 1'), ('p4', ['--dec_heads=3'], 'expects a multiple of 6'),
     ('p1', ['--corpus=blank.txt'], 'only 0 different good sentences'),
     ('p1', ['--corpus=bad.txt'], 'only 0 different good sentences'),
     ('p1', ['--corpus=bad.jsonl'], 'only 0 different good sentences on 80 lines'),
