@@ -276,14 +276,14 @@ def test_what_does_not_fit_the_run_in_its_folder_is_refused_and_changes_nothing(
 
 # ---- ranks ----------------------------------------------------------------------------------------------------------
 
-DIES = '''"""A phase under torchrun whose rank 1 is killed at the beginning of step 2."""
+DIES = '''"""A phase under torchrun of which a rank is killed at the beginning of step 2."""
 import os, runpy, signal, sys
 import plot, runtime
 cosine_lr = runtime.cosine_lr
 
 
 def dies(step, *rest):
-    if step == 2 and os.environ['RANK'] == '1':
+    if step == 2 and os.environ['RANK'] == os.environ['DIES']:
         os.kill(os.getpid(), signal.SIGKILL)
     return cosine_lr(step, *rest)
 
@@ -295,15 +295,15 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 
 
-@pytest.mark.parametrize('phase, more', [('p1', []), ('p2', ['--init_from=out/p1/ckpt.pt'])])
-def test_a_rank_that_dies_ends_all_and_the_run_goes_on_later(here, monkeypatch, phase, more):
+@pytest.mark.parametrize('phase, more, rank', [('p1', [], 1), ('p2', ['--init_from=out/p1/ckpt.pt'], 0)])
+def test_a_rank_that_dies_ends_all_and_the_run_goes_on_later(here, monkeypatch, phase, more, rank):
     Path('dies.py').write_text(DIES)
     dead = f'dead/{phase}'
     words = [MODULES[phase].__file__, *SIZES[phase].split(), *more, f'--out_dir={dead}', '--max_steps=3',
              '--lr_steps=3', '--warmup_steps=1', '--log_every=1', '--eval_every=1', '--device=cpu']
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                           'dies.py', *words], env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True,
-                          text=True, timeout=300)
+                           'dies.py', *words], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {'PYTHONPATH': str(ROOT), 'DIES': str(rank)})
     assert done.returncode
     said = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert len(said) == 1 and 'has lost another rank' in said[0] and f'{dead}/ckpt.pt (step 2)' in said[0]
