@@ -31,8 +31,9 @@ def rope(q, turn):
 
 def attend(q, k, v, mask=None, dropout=0.0, maps=False):
     """softmax(q kᵀ / √d) v -> (output, weights or None). mask (broadcastable, bool) is True where attention may go.
-    q may have batch 1: queries that do not depend on the sample are not copied. On a CPU explicit products are half
-    the time of the fused kernel's backward; on CUDA the fused kernel wins, unless the weights are asked for (maps)."""
+    q may have batch 1, queries that do not depend on the sample (a batched product copies them). On a CPU explicit
+    products are half the time of the fused kernel's backward; on CUDA the fused kernel wins, unless the weights are
+    asked for (maps)."""
     if q.is_cuda and not maps:
         q = q.expand(k.shape[0], -1, -1, -1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
