@@ -268,8 +268,7 @@ def main():
     nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, decoder, readout = nets.values()
     untrained = semantic_metrics(lambda x: embed(encoder.eval(), readout, x, run), splits['test'])      # random weights
-    for name in ('encoder', 'decoder'):
-        nets[name].load_state_dict(previous['ema'][name])
+    runtime.load_weights(nets, previous, ('encoder', 'decoder'))
     cell, V_shape = arch['size'] // arch['query_grid'], (arch['channels'], arch['size'], arch['size'])
     optimizer = runtime.adamw(nets, learning_rate, weight_decay)
     ema = runtime.EMA(nets, ema_decay)

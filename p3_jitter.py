@@ -145,9 +145,7 @@ def main():
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = nn.ModuleDict(build(arch)).to(run.device)
     encoder, decoder, readout = nets.values()
-    for name, net in nets.items():
-        net.load_state_dict(previous['ema'][name])
-        net.eval()
+    runtime.load_weights(nets.eval(), previous, nets)
     cell, V_shape = arch['size'] // arch['query_grid'], (arch['channels'], arch['size'], arch['size'])
     before = {'r1': previous['metrics']['r1'],
               **robustness(encoder, readout, splits['test'].fixed(512), run, max_shift, blur_sigma, cutout)}

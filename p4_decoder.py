@@ -194,8 +194,8 @@ def main():
     train, checked = splits['train'], not arch['data']['corpus']
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = nn.ModuleDict(build(arch, controls)).to(run.device)
+    runtime.load_weights(nets, previous, ('encoder', 'readout'))
     for name in ('encoder', 'readout'):
-        nets[name].load_state_dict(previous['ema'][name])
         nets[name].requires_grad_(False).eval()
     decoders = nn.ModuleDict({name: net for name, net in nets.items() if name in CONTROLS})
     if vocab_mask:

@@ -285,9 +285,7 @@ def main():
     types, concepts = (t.to(run.device) for t in data.token_types(tokenizer, arch['vocab_size']))
     nets = nn.ModuleDict(p4_decoder.build(arch, controls=False)).to(run.device)
     encoder, readout, decoder = nets.values()
-    for name, net in nets.items():
-        net.load_state_dict(previous['ema'][name])
-        net.eval()
+    runtime.load_weights(nets.eval(), previous, nets)
     pairs = (confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
              if mine_pairs and train.canonical else None)      # as in P2
     cell = arch['size'] // arch['query_grid']

@@ -264,9 +264,7 @@ def main():
     encoder, readout, decoder, unet = nets.values()
     predict = partial(noise_in, unet)
     p5_nets = nn.ModuleDict({name: nets[name] for name in ('encoder', 'readout', 'decoder')})      # the nets of P5
-    for name, net in p5_nets.items():
-        net.load_state_dict(previous['ema'][name])
-        net.eval()
+    runtime.load_weights(p5_nets.eval(), previous, p5_nets)
     pairs = (confused_pairs(lambda x: embed(encoder, readout, x, run), train, run)
              if knobs['mine_pairs'] and train.canonical else None)      # as in P2
     run.say(f'U-Net {runtime.count_parameters(unet) / 1e6:.1f}M parameters')

@@ -723,6 +723,17 @@ def load_checkpoint(path, phase, made_by, holds=HOLDS):
     return checkpoint
 
 
+def load_weights(nets, checkpoint, names):
+    """The averaged weights of a checkpoint into these of nets {name: Module}. SystemExit(2), after one line, where the
+    nets have changed since it was made."""
+    for name in names:
+        try:
+            nets[name].load_state_dict(checkpoint['ema'][name])
+        except (KeyError, RuntimeError):
+            fail(f"the {name} of the checkpoint of {checkpoint['phase']} has other weights than today's: it was made by "
+                 'another version of model.py; run the phases again')
+
+
 def resume(run, nets, optimizer, ema, tokenizer=None):
     """With config['resume'], restore nets, optimizer, EMA, random state and history; returns the checkpoint dict.
 

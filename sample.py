@@ -70,8 +70,7 @@ class TextCanvas:
         self.run = SimpleNamespace(device=self.device, autocast=lambda: torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=bf16))
         self.nets = {name: net.to(self.device).eval() for name, net in build(self.arch).items()}
-        for name, net in self.nets.items():
-            net.load_state_dict(checkpoint['ema'][name])
+        runtime.load_weights(self.nets, checkpoint, self.nets)
         self.tokenizer = data.Tokenizer.load(checkpoint['extra']['tokenizer'])
         self.max_length = self.arch['max_length']
         self.mean, self.std = (checkpoint['extra'].get(name) for name in ('mean', 'std'))     # of P6's canvases

@@ -597,6 +597,15 @@ class Hostile:
         return (Path.touch, (self.path,))
 
 
+def test_weights_of_another_version_are_refused_in_one_line(capsys):
+    nets, there = {'net': torch.nn.Linear(2, 2)}, torch.nn.Linear(2, 2)
+    runtime.load_weights(nets, {'phase': 'p1', 'ema': {'net': there.state_dict()}}, nets)
+    assert torch.equal(nets['net'].weight, there.weight)
+    for state in ({}, {'net': {'weight': there.weight}}, {'net': torch.nn.Linear(3, 2).state_dict()}):
+        line = stops(capsys, runtime.load_weights, nets, {'phase': 'p1', 'ema': state}, nets)
+        assert 'another version of model.py' in line
+
+
 def test_load_checkpoint_refuses_in_one_line(tmp_path, capsys):
     run, nets, optimizer, ema = trained(tmp_path)
     runtime.save(run, 5, nets, optimizer, ema, metrics={}, arch={})
