@@ -662,16 +662,15 @@ class Corpus:
         scenes = torch.randint(self.size if among is None else len(among), (n,), generator=generator)
         return scenes if among is None else among[scenes], generator
 
-    def renderings(self, scenes, variants, generator, form='any'):
-        """Two different renderings (r1, r2) of each variant, as far as it has two. form: 'any', 'free', 'canonical'
-        (any, where the corpus has no canonical form)."""
+    def renderings(self, scenes, variants, generator, form='any', k=2):
+        """k renderings of each variant, the first unlike the others as far as it has two -> k tensors like variants.
+        form: 'any', 'free', 'canonical' (any, where the corpus has no canonical form)."""
         count = self.count[scenes, variants].long().clamp(min=1)
         first = self.canonical if form == 'free' else 0
         count = torch.full_like(count, self.canonical) if form == 'canonical' and self.canonical else count - first
-        u = torch.rand(2, *count.shape, generator=generator)
-        r1 = (u[0] * count).long()
-        r2 = (r1 + 1 + (u[1] * (count - 1)).long()) % count
-        return r1 + first, r2 + first
+        u = torch.rand(k, *count.shape, generator=generator)
+        one = (u[0] * count).long()
+        return first + one, *(first + (one + 1 + (other * (count - 1)).long()) % count for other in u[1:])
 
     def negatives(self, scenes, k, generator, hardest=True, without=''):
         """k different families for each scene -> variants (n, k) and valid (n, k). With `hardest` the argument swap
@@ -687,13 +686,13 @@ class Corpus:
         top, variants = score.topk(k, dim=1)
         return variants + 1, top >= 0
 
-    def sentences(self, n, seed, step):
-        """n random sentences and a paraphrase of each (n, 2, T'): scenes and their counterfactuals alike, in any
-        rendering."""
+    def sentences(self, n, seed, step, paraphrases=1):
+        """n random sentences and paraphrases of each (n, 1 + paraphrases, T'): scenes and their counterfactuals alike,
+        in any rendering."""
         scenes, generator = self.draw(n, seed, step)
         variants = torch.randint(self.count.shape[1], (n,), generator=generator)
         variants = variants.where(self.count[scenes, variants] > 0, torch.zeros_like(variants))
-        views = torch.stack(self.renderings(scenes, variants, generator), dim=1)      # (n, 2)
+        views = torch.stack(self.renderings(scenes, variants, generator, k=1 + paraphrases), dim=1)
         return self.take(scenes[:, None], variants[:, None], views)
 
     def contrast_batch(self, n, seed, step, stage, negatives, leave_out, pairs=None, among=None):

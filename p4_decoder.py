@@ -33,6 +33,7 @@ dropout = 0.1
 vocab_mask = True         # only words that occur in the training corpus can be said
 controls = True           # also train the three control decoders
 paraphrase_share = 0.5    # of the decoder's loss that goes to paraphrases; 0 is the plan
+paraphrases = 2           # that it learns to say of each canvas: reading is learnt in a fifth of the steps (LOG.md)
 # optimisation
 batch_size = 256          # sentences a step, all ranks together
 grad_accum = 1            # micro-steps that each rank cuts its share into
@@ -235,17 +236,19 @@ def main():
         for group in optimizer.param_groups:
             group['lr'] = lr * group['scale']
         decoders.train()
-        x = train.sentences(batch_size, seed, step)[runtime.local_slice(run, batch_size)]
+        x = train.sentences(batch_size, seed, step, paraphrases if paraphrase_share else 1)
         values = {}
-        for pair in x.chunk(grad_accum):
-            part = pair[:, 0]
+        for several in x[runtime.local_slice(run, batch_size)].chunk(grad_accum):
+            part = several[:, 0]
             with torch.no_grad(), run.autocast():
                 V = nets['encoder'](part)
                 z = nets['readout'](V)
             with run.autocast():
                 losses = {}
                 if paraphrase_share:
-                    losses['decoder'], losses['paraphrase'] = reconstruction(nets['decoder'], V, z, pair, (BOS, PARA))
+                    losses['decoder'], *others = reconstruction(nets['decoder'], V, z, several,
+                                                                (BOS, *[PARA] * paraphrases))
+                    losses['paraphrase'] = sum(others) / paraphrases
                 losses |= {name: reconstruction(net, V, z, part) for name, net in decoders.items()
                            if name not in losses}
             share = {'decoder': 1 - paraphrase_share, 'paraphrase': paraphrase_share}

@@ -36,8 +36,8 @@ MINIMUM = dict.fromkeys((
     'max_steps', 'warmup_steps', 'learning_rate', 'weight_decay', 'dropout', 'ema_decay', 'top_p', 'jitter_prob',
     'paraphrase_share', 'slots', 'max_shift', 'cutout'), 0) | dict.fromkeys((
         'batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every', 'prior_samples', 'rec_samples',
-        'dec_samples', 'generated', 'best_of_k', 'num_scenes', 'query_grid', 'patch', 'layers', 'heads', 'hidden',
-        'cross_layers', 'cross_hidden', 'rec_layers', 'z_dim', 'readout_hidden', 'dec_layers', 'dec_heads',
+        'dec_samples', 'generated', 'best_of_k', 'paraphrases', 'num_scenes', 'query_grid', 'patch', 'layers', 'heads',
+        'hidden', 'cross_layers', 'cross_hidden', 'rec_layers', 'z_dim', 'readout_hidden', 'dec_layers', 'dec_heads',
         'dec_hidden', 'unet_batch', 'prior_rows', 'sample_steps', 'drawn'), 1) | {'channels': 2}
 MAXIMUM = dict.fromkeys(('dropout', 'ema_decay', 'top_p', 'jitter_prob', 'paraphrase_share'), 1)
 

@@ -605,6 +605,9 @@ def test_renderings(prepared, form, allowed):
     assert (r1 != r2).all() and set(r1.tolist()) == set(r2.tolist()) == set(allowed)
     share = torch.stack((r1, r2)).flatten().bincount(minlength=6)[list(allowed)] / 1000
     assert (share - 1 / len(allowed)).abs().max() < 0.06, 'each as often as the others'
+    first, second, third = corpus.renderings(scenes, variants, generator, form, k=3)
+    assert (first != second).all() and (first != third).all() and set(third.tolist()) == set(allowed)
+    assert len(allowed) == 2 or 0.1 < (second != third).float().mean() < 0.9
     shape = corpus.renderings(scenes.view(100, 5), variants.view(100, 5), generator, form)[0].shape
     assert shape == (100, 5)
 
