@@ -81,10 +81,10 @@ def gate_line(ax, value, label, horizontal=True):
 
 def bars(ax, names, values, colours):
     """Horizontal bars from the top down, each with its value at its end."""
-    y = np.arange(len(values))
+    y, form = np.arange(len(values)), '.2f' if np.max(np.abs(values)) >= 0.1 else '.2g'
     ax.barh(y, values, color=colours, height=0.66)
     for i, value in enumerate(values):
-        ax.annotate(f'{value:.2f}', (max(value, 0), i), (4, 0), textcoords='offset points', va='center', fontsize=8)
+        ax.annotate(format(value, form), (max(value, 0), i), (4, 0), textcoords='offset points', va='center', fontsize=8)
     ax.set_yticks(y, [balanced(str(name), 26) for name in names])
     ax.invert_yaxis()
     ax.tick_params(axis='y', length=0)
@@ -575,7 +575,8 @@ def trend(ax, title, curves, control={}, log=False, zero=False, lines=(), band=N
         else:
             bottom = max(bottom, 1e-4 * top)                                  # a term that has gone to 0 may leave
         ax.set_ylim(bottom, top)
-        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_formatter=NullFormatter())
+        subs = (1, 2, 5) if top / bottom < 2000 else (1,)                     # or their labels touch
+        ax.yaxis.set(major_locator=LogLocator(subs=subs), major_formatter='{x:g}', minor_formatter=NullFormatter())
     elif zero:
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     # Title and legend stand above the axes, the one place where no curve can be.
