@@ -411,6 +411,7 @@ class TextDecoder(nn.Module):
 
 def check_sizes(arch):
     """SystemExit(2), after one line, if sizes do not fit together: P1's, and P4's if they are there."""
+    # The throwaway decoder has TextDecoder's 8 heads.
     for width, heads in (('dim', arch['heads']), ('rec_dim', 8), ('dec_dim', arch.get('dec_heads'))):
         if width in arch and (arch[width] < 1 or arch[width] % (2 * heads)):
             runtime.fail(f'--{width}={arch[width]}: expects a multiple of {2 * heads}, an even number for each of the '

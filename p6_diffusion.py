@@ -178,7 +178,8 @@ def evaluate(nets, V, mean, std, tokenizer, run, cell, length, checked, knobs):
     predict = partial(noise_in, nets['unet'])
     sampled = ddim(predict, noise, knobs['sample_steps'], knobs['eta'], generator, run) * std + mean
     metrics, texts = diffusion_metrics(predict, (V - mean) / std, run), {}
-    for kind, canvases in {'drawn': sampled, 'painted': V[:n], 'phases': priors.random_phases(V[:n], generator)}.items():
+    shown = {'drawn': sampled, 'painted': V[:n], 'phases': priors.random_phases(V[:n], generator)}
+    for kind, canvases in shown.items():
         read, texts[kind] = reading(nets, canvases, tokenizer, run, length, checked)
         metrics |= {f'{kind}_{name}': value for name, value in (canvas_metrics(canvases, cell) | read).items()}
     return metrics, texts, sampled
