@@ -117,7 +117,7 @@ def swaps_beaten(Z, variants, valid, stage):
     query = Z[:, :, 2 if stage == 2 else 0]
     similarity = torch.einsum('nke,nme->nkm', query, Z[:, :, 1])                      # (n, K, K)
     beaten = similarity.diagonal(dim1=1, dim2=2)[:, :, None] > similarity
-    swap = valid & (variants >= data.VARIANTS.index('argument swap'))                 # (n, K): VARIANTS ends in both swaps
+    swap = valid & (variants >= data.VARIANTS.index('argument swap'))            # (n, K): VARIANTS ends in both swaps
     hits = beaten[:, 0] & swap, beaten[:, :, 0] & swap
     return (hits[0].sum() + hits[1].sum()) / (2 * swap.sum())
 
