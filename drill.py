@@ -1,14 +1,16 @@
 """Fault drill: kill -9 at random moments of every phase, resume, and compare with the run that nobody disturbed.
 
-Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every fourth step) at a moment drawn
-evenly over the time that the undisturbed run took, importing and drawing of figures included; every third run is killed
-a second time while it resumes; what had ended before its moment is no kill. What must hold: every file in the folder
-can be read; and after --resume=true the final weights, averages, optimizer state and random state are those of the
-undisturbed run, bit for bit, and so are the log and the gate.
+Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every fourth step), of P1 while it
+prepares a corpus from a file, or of P2 on two ranks, all of whose processes it takes. Its moment is drawn evenly over
+the time that the undisturbed run took, importing and drawing of figures included; every third run is killed a second
+time while it resumes; what had ended before its moment is no kill. What must hold: every file in the folder can be
+read; and after --resume=true the final weights, averages, optimizer state and random state are those of the undisturbed
+run, bit for bit, and so are the log and the gate.
 
 Writes: out_dir/straight/, out_dir/killed<i>/ (removed when all is well); exits with 1 if anything differs
     python drill.py --kills=50
 """
+import contextlib
 import json
 import os
 import random
@@ -29,22 +31,36 @@ import plot
 import runtime
 
 out_dir = 'out/drill'
-kills = 50                # over all phases
-seed = 0                  # of the phases and moments
+kills = 50                # over all cases
+seed = 0                  # of the cases and moments
 config = runtime.configure(globals())
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = launch.SCRIPTS
+PHASE = {phase: phase for phase in launch.SCRIPTS} | {'corpus': 'p1', 'ranks': 'p2'}      # of each case
 WORDS = {phase: words.split() for phase, words in launch.PRESETS['smoke'].items()} | {'p6': (
     '--batch_size=4 --unet_dim=8 --unet_steps=2 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8').split()}
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+CORPUS_LINES = 60_000
 STATE = 'step', 'arch', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'history', 'extra'
 
 
-def command(phase, folder):
+def command(case, folder):
     """The command line of a phase that starts from the undisturbed phase before it."""
+    phase = PHASE[case]
     before = [f'--init_from={out_dir}/straight/p{int(phase[1]) - 1}/ckpt.pt'] if phase != 'p1' else []
-    return [sys.executable, str(HERE / SCRIPTS[phase]), *WORDS[phase], *before, f'--out_dir={folder}', '--max_steps=8',
-            '--lr_steps=8', '--warmup_steps=1', '--eval_every=4', '--log_every=1', '--device=cpu', '--resume=true']
+    return [sys.executable, *(TORCHRUN if case == 'ranks' else []), str(HERE / launch.SCRIPTS[phase]), *WORDS[phase],
+            *before, *([f'--corpus={out_dir}/drill_corpus.txt'] if case == 'corpus' else []), f'--out_dir={folder}',
+            '--max_steps=8', '--lr_steps=8', '--warmup_steps=1', '--eval_every=4', '--log_every=1', '--device=cpu',
+            '--resume=true']
+
+
+def with_children(pid):
+    """A process and all that it has started (Linux)."""
+    try:
+        children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError:                                        # it has ended
+        children = []
+    return [pid, *(one for child in children for one in with_children(int(child)))]
 
 
 def run(words, seconds=None):
@@ -54,7 +70,9 @@ def run(words, seconds=None):
     try:
         said = process.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+        for pid in with_children(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         said = process.communicate()[0]
     return process.returncode, (said.strip().splitlines() or [''])[-1]
 
@@ -97,40 +115,45 @@ def main():
         runtime.fail(f'--kills={kills}: expects at least 1')
     for old in (Path(out_dir, 'straight'), *Path(out_dir).glob('killed[0-9]*')):
         shutil.rmtree(old, ignore_errors=True)
-    rand, took = random.Random(seed), {}
-    for phase in SCRIPTS:
+    rand, took, corpus = random.Random(seed), {}, Path(out_dir, 'drill_corpus.txt')
+    corpus.parent.mkdir(parents=True, exist_ok=True)
+    runtime.write_text(corpus, ''.join(f'line {n} of {rand.randrange(1000)}\n' for n in range(CORPUS_LINES)))
+    for case in PHASE:
         began = time.monotonic()
-        status, said = run(command(phase, f'{out_dir}/straight/{phase}'))
-        took[phase] = time.monotonic() - began
+        status, said = run(command(case, f'{out_dir}/straight/{case}'))
+        took[case] = time.monotonic() - began
         if status:
-            runtime.fail(f'{phase} does not even run undisturbed: {said}', status=1)
-        print(f'{phase} undisturbed: {took[phase]:.1f} s', flush=True)
+            runtime.fail(f'{case} does not even run undisturbed: {said}', status=1)
+        print(f'{case} undisturbed: {took[case]:.1f} s', flush=True)
     table, bad, i = Counter(), 0, 0
-    while sum(table[phase, 'kills'] for phase in SCRIPTS) < kills:
-        phase, folder = rand.choice(list(SCRIPTS)), f'{out_dir}/killed{i}'
-        moments, hits, wrong = [rand.uniform(0, took[phase]) for _ in range(1 + (i % 3 == 2))], 0, ''
+    while sum(table[case, 'kills'] for case in PHASE) < kills:
+        case, folder = rand.choice(list(PHASE)), f'{out_dir}/killed{i}'
+        moments, hits, wrong = [rand.uniform(0, took[case]) for _ in range(1 + (i % 3 == 2))], 0, ''
+        os.utime(corpus)                                   # so it counts as another file and is prepared again
         for moment in moments:
             began = time.monotonic()
-            if run(command(phase, folder), moment)[0] != -signal.SIGKILL:
+            if run(command(case, folder), moment)[0] != -signal.SIGKILL:
                 if not hits:                               # it had ended: the machine is faster now
-                    took[phase] = min(took[phase], time.monotonic() - began)
+                    took[case] = min(took[case], time.monotonic() - began)
                 break
             hits, wrong = hits + 1, wrong or unreadable(folder)
         saved = Path(folder, 'ckpt.pt').exists()
-        wrong = wrong or wrong_with(folder, f'{out_dir}/straight/{phase}', *run(command(phase, folder)))
-        table[phase, 'kills'] += hits
+        wrong = wrong or wrong_with(folder, f'{out_dir}/straight/{case}', *run(command(case, folder)))
+        table[case, 'kills'] += hits
         if hits:
-            table[phase, 'runs'] += 1
-            table[phase, 'with a checkpoint'] += saved
-            table[phase, 'as undisturbed'] += not wrong
+            table[case, 'runs'] += 1
+            table[case, 'with a checkpoint'] += saved
+            table[case, 'as undisturbed'] += not wrong
         bad, i = bad + bool(wrong), i + 1
-        print(f"{phase} killed after {', '.join(f'{moment:.1f}' for moment in moments[:hits]) or 0} s: "
+        print(f"{case} killed after {', '.join(f'{moment:.1f}' for moment in moments[:hits]) or 0} s: "
               f"{wrong or 'as undisturbed'}", flush=True)
         if not wrong:
             shutil.rmtree(folder, ignore_errors=True)
-    for phase in SCRIPTS:
-        print(phase, ', '.join(f'{name} {table[phase, name]}'
-                               for name in ('runs', 'kills', 'with a checkpoint', 'as undisturbed')))
+        for prepared in Path('out/data').glob('drill_corpus_*'):
+            shutil.rmtree(prepared)
+    for case in PHASE:
+        print(case, ', '.join(f'{name} {table[case, name]}'
+                              for name in ('runs', 'kills', 'with a checkpoint', 'as undisturbed')))
     if bad:
         runtime.fail(f'{bad} of {i} runs differ from the undisturbed ones', status=1)
     print(f'all {i} runs ended as the undisturbed ones, bit for bit')

@@ -156,7 +156,8 @@ def visible_gpus(device):
 
 def work(queue, slots, gpus, lock):
     """Run all of queue, `slots` at a time, each once the run that it starts from has ended -> the runs that failed, and
-    those that wait for them in vain. One that diverges is a finding, and no failure. gpus as from visible_gpus(). Ctrl-C and SIGTERM stop the processes, which save, and raise KeyboardInterrupt."""
+    those that wait for them in vain. One that diverges is a finding, and no failure. gpus as from visible_gpus().
+    Ctrl-C and SIGTERM stop the processes, which save, and raise KeyboardInterrupt."""
     cores = os.cpu_count() or 1
     waiting, running, failed, total = list(queue), {}, [], len(queue)
     usual = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,6 +1,7 @@
 """What goes wrong while a phase runs: a loss that is not a number, Ctrl-C at any point of a step, a rank that dies; and
 strange command lines and corpora. Each ends in one clear line or goes on, and nothing saved is lost. drill.py, which
 kills at random moments, is the longer version."""
+import ctypes
 import errno
 import importlib
 import itertools
@@ -242,7 +243,7 @@ def test_a_disk_that_is_full_while_a_corpus_is_prepared_is_one_line(here):
 @pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS])
 @pytest.mark.parametrize('what', ['folder', 'corpus'])
 def test_a_folder_that_may_not_be_written_is_one_line(here, monkeypatch, capsys, number, what):
-    """Root may write everywhere, so the refusal is simulated."""
+    """Simulated: both kinds of refusal, and while a corpus is written."""
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number), 'somewhere')
     Path('few.txt').write_text('\n'.join(f'line number {n} of few' for n in range(30)))
@@ -252,6 +253,31 @@ def test_a_folder_that_may_not_be_written_is_one_line(here, monkeypatch, capsys,
     line = one_line(capsys.readouterr().err)
     assert stop.value.code == 2 and 'cannot write' in line and os.strerror(number) in line
     assert not list(Path('out/data').glob('few*'))
+
+
+def obey_permissions():
+    """Root does too, from the next program on: PR_CAPBSET_DROP, CAP_DAC_OVERRIDE (Linux)."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_a_folder_that_is_read_only_is_one_line_and_stays_as_it_is(here, monkeypatch):
+    """A folder to make a run in, and one that holds a run which is to go on."""
+    with monkeypatch.context() as own:
+        run('p1', 'locked/p1', '--max_steps=1', patch=own)
+    held = {path: path.read_bytes() for path in Path('locked').rglob('*') if path.is_file()}
+    for folder in ('locked/p1', 'locked'):
+        Path(folder).chmod(0o555)
+    try:
+        for out in ('locked/new', 'locked/p1'):
+            done = subprocess.run([sys.executable, MODULES['p1'].__file__, *SIZES['p1'].split(), f'--out_dir={out}',
+                                   '--resume=true', '--device=cpu'], capture_output=True, text=True, timeout=300,
+                                  preexec_fn=obey_permissions)
+            line = one_line(done.stderr)
+            assert done.returncode == 2 and 'Permission denied' in line and out in line
+    finally:
+        for folder in ('locked', 'locked/p1'):
+            Path(folder).chmod(0o755)
+    assert {path: path.read_bytes() for path in Path('locked').rglob('*') if path.is_file()} == held
 
 
 def test_what_does_not_fit_the_run_in_its_folder_is_refused_and_changes_nothing(here, monkeypatch, capsys):
@@ -341,6 +367,14 @@ def test_batches_that_cannot_be_cut(here, monkeypatch, capsys, phase, words, wor
     with pytest.raises(SystemExit) as stop, monkeypatch.context() as own:
         run(phase, 'never', *words, patch=own)
     assert stop.value.code == 2 and hint in one_line(capsys.readouterr().err) and not Path('never').exists()
+
+
+def test_a_batch_that_two_ranks_cannot_share_is_said_under_torchrun(here):
+    done = subprocess.run([sys.executable, *drill.TORCHRUN, MODULES['p1'].__file__, '--batch_size=3', '--device=cpu',
+                           '--out_dir=never'], capture_output=True, text=True, timeout=300)
+    said = {line for line in done.stderr.splitlines() if line.startswith('error: ')}
+    assert done.returncode and len(said) == 1 and 'batch_size 3 does not divide by 2 ranks' in said.pop()
+    assert not Path('never').exists()
 
 
 # ---- strange command lines and corpora ------------------------------------------------------------------------------
