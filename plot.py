@@ -241,7 +241,7 @@ def slopes(a):
         ax.stairs(1.25 * count / count.max() - c, edges, fill=True, alpha=0.45, zorder=c + 1, **ridge)
         ax.stairs(1.25 * count / count.max() - c, edges, lw=1.1, zorder=c + 1, **ridge)
     inside = np.mean((alpha >= BAND[0]) & (alpha <= BAND[1]))
-    ax.set(title=f'Slope of each canvas: {inside:.0%} in [{BAND[0]}, {BAND[1]}]', xlabel='spectral slope α')
+    ax.set(title=f'Slope of each canvas: {inside:.1%} in [{BAND[0]}, {BAND[1]}]', xlabel='spectral slope α')
     ax.set_yticks(-np.arange(C), [f'channel {c}' for c in range(C)])
     ax.tick_params(axis='y', length=0), ax.spines['left'].set_visible(False)
     return fig
