@@ -496,6 +496,8 @@ TERMS = {'p1': ('loss', 'rec', *priors.PRIORS), 'p2': ('nce', 'rec', 'swaps_beat
 
 IN_FOUR = 'p2', 'p5'         # two ranks of two micro-steps each; the others' parts would be too small for the priors
 
+THROUGH_STAGES = ('--stage1_ends=-1', '--stage2_ends=-1', '--look_every=1', '--mine_every=3', '--max_steps=5')
+
 
 def rank_words(phase, out, *words):
     return tiny(phase, f'{out}/{phase}', *EXACT, *RANKS[phase], *words, init_from=f'dry/p{int(phase[1]) - 1}.pt')
@@ -507,7 +509,8 @@ def two_ranks(chain, dry):
     (chain.folder / 'driver.py').write_text(DRIVER)
     done = process('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'driver.py',
                    json.dumps([rank_words(phase, 'two') for phase in PHASES]
-                              + [rank_words(phase, 'four', '--grad_accum=2') for phase in IN_FOUR]), cwd=chain.folder)
+                              + [rank_words(phase, 'four', '--grad_accum=2') for phase in IN_FOUR]
+                              + [rank_words('p2', 'two_staged', *THROUGH_STAGES)]), cwd=chain.folder)
     assert done.returncode == 0, done.stderr
 
 
@@ -544,6 +547,17 @@ def test_ranks_and_micro_steps_take_the_step_of_one_process(here, two_ranks, pha
         same = (earlier['buffer'] == one['buffer']).all(3).all(2).all(1)
         assert (earlier['oldest'], one['oldest']) == (6, 12)
         assert same[:6].all() and not same[6:12].any() and same[12:].all(), 'a step replaces the oldest'
+
+
+def test_stages_end_and_pairs_are_mined_on_two_ranks_as_on_one(here, two_ranks, capsys):
+    run(rank_words('p2', 'one_staged', *THROUGH_STAGES))
+    said = capsys.readouterr().out
+    assert 'step 0: stage 2 begins' in said and 'step 1: stage 3 begins' in said
+    one, two = (load(f'{out}/p2')['extra'] for out in ('one_staged', 'two_staged'))
+    assert one['stage'] == two['stage'] == 3 and torch.equal(one['pairs'], two['pairs'])
+    for name in ('nce', 'grad_norm'):
+        expected = trained('one_staged/p2', name)
+        assert len(expected) == 5 and trained('two_staged/p2', name) == pytest.approx(expected, rel=1e-3), name
 
 
 # ---- the plan to the letter, and other options ----------------------------------------------------------------------
