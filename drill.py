@@ -1,7 +1,7 @@
 """Fault drill: kill -9 at random moments of every phase, resume, and compare with the run that nobody disturbed.
 
-Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every fourth step), of P1 while it
-prepares a corpus from a file, or of P2 on two ranks, all of whose processes it takes. Its moment is drawn evenly over
+Each kill hits a tiny run of one phase (the sizes of runs/smoke.sh, a checkpoint every fourth step), of P2 on two ranks,
+all of whose processes it takes, or of P1 until it has prepared a corpus from a file. Its moment is drawn evenly over
 the time that the undisturbed run took, importing and drawing of figures included; every third run is killed a second
 time while it resumes; what had ended before its moment is no kill. What must hold: every file in the folder can be
 read; and after --resume=true the final weights, averages, optimizer state and random state are those of the undisturbed
@@ -32,15 +32,16 @@ import runtime
 
 out_dir = 'out/drill'
 kills = 50                # over all cases
+cases = 'p1,p2,p3,p4,p5,p6,ranks,corpus'
 seed = 0                  # of the cases and moments
 config = runtime.configure(globals())
 
 HERE = Path(__file__).resolve().parent
-PHASE = {phase: phase for phase in launch.SCRIPTS} | {'corpus': 'p1', 'ranks': 'p2'}      # of each case
+PHASE = {phase: phase for phase in launch.SCRIPTS} | {'ranks': 'p2', 'corpus': 'p1'}      # of each case
 WORDS = {phase: words.split() for phase, words in launch.PRESETS['smoke'].items()} | {'p6': (
     '--batch_size=4 --unet_dim=8 --unet_steps=2 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8').split()}
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-CORPUS_LINES = 60_000
+CORPUS, LINES = 'drill_corpus', 200_000
 STATE = 'step', 'arch', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'history', 'extra'
 
 
@@ -49,7 +50,7 @@ def command(case, folder):
     phase = PHASE[case]
     before = [f'--init_from={out_dir}/straight/p{int(phase[1]) - 1}/ckpt.pt'] if phase != 'p1' else []
     return [sys.executable, *(TORCHRUN if case == 'ranks' else []), str(HERE / launch.SCRIPTS[phase]), *WORDS[phase],
-            *before, *([f'--corpus={out_dir}/drill_corpus.txt'] if case == 'corpus' else []), f'--out_dir={folder}',
+            *before, *([f'--corpus={out_dir}/{CORPUS}.txt'] if case == 'corpus' else []), f'--out_dir={folder}',
             '--max_steps=8', '--lr_steps=8', '--warmup_steps=1', '--eval_every=4', '--log_every=1', '--device=cpu',
             '--resume=true']
 
@@ -75,6 +76,11 @@ def run(words, seconds=None):
                 os.kill(pid, signal.SIGKILL)
         said = process.communicate()[0]
     return process.returncode, (said.strip().splitlines() or [''])[-1]
+
+
+def corpora(unfinished):
+    """Folders of the drill's own corpus, as it was prepared; unfinished: where that was cut short."""
+    return [path for path in Path('out/data').glob(f'{CORPUS}_*') if (path.suffix == '.tmp') == unfinished]
 
 
 def same(a, b):
@@ -113,21 +119,26 @@ def unreadable(folder):
 def main():
     if kills < 1:
         runtime.fail(f'--kills={kills}: expects at least 1')
-    for old in (Path(out_dir, 'straight'), *Path(out_dir).glob('killed[0-9]*')):
+    drawn = cases.split(',')
+    if not PHASE.keys() >= {*drawn}:
+        runtime.fail(f'--cases={cases}: expects some of {", ".join(PHASE)}, separated by commas')
+    for old in (Path(out_dir, 'straight'), *Path(out_dir).glob('killed[0-9]*'), *Path('out/data').glob(f'{CORPUS}_*')):
         shutil.rmtree(old, ignore_errors=True)
-    rand, took, corpus = random.Random(seed), {}, Path(out_dir, 'drill_corpus.txt')
+    rand, took, corpus = random.Random(seed), {}, Path(out_dir, f'{CORPUS}.txt')
     corpus.parent.mkdir(parents=True, exist_ok=True)
-    runtime.write_text(corpus, ''.join(f'line {n} of {rand.randrange(1000)}\n' for n in range(CORPUS_LINES)))
+    runtime.write_text(corpus, ''.join(f'line {n} of {rand.randrange(1000)}\n' for n in range(LINES)))
     for case in PHASE:
-        began = time.monotonic()
+        began = time.time()
         status, said = run(command(case, f'{out_dir}/straight/{case}'))
-        took[case] = time.monotonic() - began
+        took[case] = time.time() - began
         if status:
             runtime.fail(f'{case} does not even run undisturbed: {said}', status=1)
+        if case == 'corpus':
+            took[case] = corpora(unfinished=False)[0].stat().st_mtime - began
         print(f'{case} undisturbed: {took[case]:.1f} s', flush=True)
     table, bad, i = Counter(), 0, 0
-    while sum(table[case, 'kills'] for case in PHASE) < kills:
-        case, folder = rand.choice(list(PHASE)), f'{out_dir}/killed{i}'
+    while sum(table[case, 'kills'] for case in drawn) < kills:
+        case, folder = rand.choice(drawn), f'{out_dir}/killed{i}'
         moments, hits, wrong = [rand.uniform(0, took[case]) for _ in range(1 + (i % 3 == 2))], 0, ''
         os.utime(corpus)                                   # so it counts as another file and is prepared again
         for moment in moments:
@@ -137,6 +148,8 @@ def main():
                     took[case] = min(took[case], time.monotonic() - began)
                 break
             hits, wrong = hits + 1, wrong or unreadable(folder)
+        if case == 'corpus':
+            table[case, 'while writing the corpus'] += bool(corpora(unfinished=True))
         saved = Path(folder, 'ckpt.pt').exists()
         wrong = wrong or wrong_with(folder, f'{out_dir}/straight/{case}', *run(command(case, folder)))
         table[case, 'kills'] += hits
@@ -149,11 +162,10 @@ def main():
               f"{wrong or 'as undisturbed'}", flush=True)
         if not wrong:
             shutil.rmtree(folder, ignore_errors=True)
-        for prepared in Path('out/data').glob('drill_corpus_*'):
-            shutil.rmtree(prepared)
-    for case in PHASE:
-        print(case, ', '.join(f'{name} {table[case, name]}'
-                              for name in ('runs', 'kills', 'with a checkpoint', 'as undisturbed')))
+        for path in corpora(unfinished=False) + corpora(unfinished=True):
+            shutil.rmtree(path)
+    for case in drawn:
+        print(case, ', '.join(f'{name} {count}' for (of, name), count in table.items() if of == case))
     if bad:
         runtime.fail(f'{bad} of {i} runs differ from the undisturbed ones', status=1)
     print(f'all {i} runs ended as the undisturbed ones, bit for bit')
