@@ -226,13 +226,14 @@ def measure_step(script, words, timed, compiled=False):
         pieces = {'attention': [(partial(attention_step, grad, *made(given, run.device)), times)
                                 for (grad, given), times in attended.items()],
                   'priors': [(partial(priors_step, *canvases[-1]), 1)] if canvases else []}
-        found['strangers'] = 0                                 # products of a piece that the step did not do
+        found['strangers'], every = 0, products.found.total()  # products of a piece that the step did not do
         for piece, calls in pieces.items():
             found[piece] = sum(times * alone(function, run.device) for function, times in calls)
             for function, times in calls:                     # what is left is neither attention's nor the priors'
                 own = products_of(function, times)
                 found['strangers'] += (own - products.found).total()
                 products.found -= own
+        found['left'] = products.found.total() / every
         found['matmul'] = cost_of_products(products.found, run.device)
         yield last                                                                    # evaluates, saves
 

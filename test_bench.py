@@ -21,6 +21,7 @@ def test_a_step_is_measured_in_parts(tmp_path):
     assert found['operations'] > 3 * 8 * 2 * 6 * (4 * 32 * 32 + 2 * 32 * 64)
     assert 'product' in ' '.join(found['where']) and found['where']['matrix products'] > 0
     assert found['strangers'] == 0, 'attention and priors are parts of the step whose products are counted'
+    assert 0 < found['left'] < 1, 'and matmul is all products but theirs'
     memory = bench.step_of('p1', words, tmp_path, timed=0, threads=1)
     assert memory['seconds'] == [] and 0.1 < memory['gigabytes'] < 4 and 'where' not in memory
     broken = bench.step_of('p1', words + ' --batch_size=0', tmp_path, timed=1, threads=1)

@@ -327,8 +327,8 @@ def test_a_rank_that_dies_ends_all_and_the_run_goes_on_later(here, monkeypatch, 
     dead = f'dead/{phase}'
     words = [MODULES[phase].__file__, *SIZES[phase].split(), *more, f'--out_dir={dead}', '--max_steps=3',
              '--lr_steps=3', '--warmup_steps=1', '--log_every=1', '--eval_every=1', '--device=cpu']
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                           'dies.py', *words], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, *drill.TORCHRUN, 'dies.py', *words],
+                          capture_output=True, text=True, timeout=300,
                           env=os.environ | {'PYTHONPATH': str(ROOT), 'DIES': str(rank)})
     assert done.returncode
     said = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
@@ -343,9 +343,9 @@ def test_a_disk_that_is_full_ends_both_ranks_and_the_run_goes_on_later(here, mon
     with monkeypatch.context() as own:
         run('p1', 'full/p1', '--max_steps=1', patch=own)
     Path('small_files.py').write_text(SMALL_FILES)
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                           'small_files.py', MODULES['p1'].__file__, *SIZES['p1'].split(), '--out_dir=full/p1',
-                           '--max_steps=3', '--lr_steps=3', '--resume=true', '--eval_every=1000', '--device=cpu'],
+    done = subprocess.run([sys.executable, *drill.TORCHRUN, 'small_files.py', MODULES['p1'].__file__,
+                           *SIZES['p1'].split(), '--out_dir=full/p1', '--max_steps=3', '--lr_steps=3', '--resume=true',
+                           '--eval_every=1000', '--device=cpu'],
                           env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=300)
     said = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert done.returncode and 'cannot save full/p1/ckpt.pt' in said[0] and 'File too large' in said[0]
