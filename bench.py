@@ -18,7 +18,7 @@ Writes: out_dir/steps_<size>.json or <what>.json, canvases.png; prints a table
     python bench.py --size=full            # at the plan's size, batch 4 on a CPU
     python bench.py --what=compiled        # at the CPU size, eager and under torch.compile
     python bench.py --what=ranks           # the same steps of P1 and P2 on one process and on two
-    python bench.py --what=memory          # peak memory of P2 against batch size, by gradient caching
+    python bench.py --what=memory          # peak memory of P2 against batch size, by gradient caching (hours on a CPU)
     python bench.py --what=canvases        # 32x32x6 against 48x48x8, full-size encoder
     python bench.py --what=corpus          # memory and time of corpora of your own, up to 10 million sentences
 """
@@ -444,13 +444,12 @@ def measure_contrast(batch, device):
 
 
 def bench_memory(on_a_gpu):
-    """P2's full size: peak memory when the batch grows and the micro-step does not (gradient caching), when the
-    micro-step grows, and what the loss over the whole batch adds, by itself, up to batches whose steps take too long
-    here."""
+    """P2's full size: peak memory of two steps when the batch grows and the micro-step does not (gradient caching),
+    when the micro-step grows, and what the loss over the whole batch adds, by itself."""
     folder, rows = Path(out_dir).resolve() / 'memory', {}
     step_of('p1', '--batch_size=4 --compile=false', folder, timed=0)
     for batch, part in (((256, 64), (1024, 64), (4096, 64)) if on_a_gpu else
-                        ((2, 2), (8, 2), (32, 2), (16, 8), (32, 16))):
+                        ((2, 2), (8, 2), (32, 2), (16, 8), (32, 16), (256, 16), (1024, 16), (4096, 16))):
         words = f'--batch_size={batch} --grad_accum={batch // part} --staged=false --compile=false'
         found = step_of('p2', words, folder, timed=0)
         rows[f'{batch} in parts of {part}'] = found
