@@ -36,43 +36,75 @@ def in_float32(function):
     return wrapped
 
 
+def pixel_mean(x, keepdim=False):
+    """Mean over the last two axes. The gradient of Tensor.mean is a whole array, divided; that of a sum is repeated."""
+    return x.sum((-2, -1), keepdim) / (x.shape[-2] * x.shape[-1])
+
+
+def centred(V):
+    """Each channel of each canvas (B, C, H, W) less its mean. The gradient of a difference would negate an array."""
+    return V + -pixel_mean(V, keepdim=True)
+
+
 def standardise(V):
     """Each channel of each canvas to mean 0 and variance 1, (B, C, H, W); a flat channel becomes 0."""
-    V = V - V.mean((2, 3), keepdim=True)
-    return V / (V.square().mean((2, 3), keepdim=True) + EPS).sqrt()               # Tensor.var takes three times as long
+    V = centred(V)
+    return V / (pixel_mean(V.square(), keepdim=True) + EPS).sqrt()               # Tensor.var takes three times as long
+
+
+@lru_cache
+def columns(W, device, dtype):
+    """How many columns of the FFT each of rfft2's (W//2+1,) stands for: it leaves the mirror image out."""
+    with torch.inference_mode(False):  # or the cached tensor could be one that autograd may not save
+        n = torch.full((W // 2 + 1,), 2.0, device=device, dtype=dtype)
+        n[0] = 1.0                           # but fx = 0 has none,
+        if W % 2 == 0:                       # nor has the Nyquist column of an even W
+            n[-1] = 1.0
+        return n
 
 
 @lru_cache
 def radial_bins(H, W, device, dtype):
     """Matrix (H*(W//2+1), K) that averages rfft2's half-plane over rings, and the radii of the rings, k = 1..K."""
-    with torch.inference_mode(False):  # or the cached tensor could be one that autograd may not save
+    with torch.inference_mode(False):  # as above
         size = min(H, W)  # radii in cycles per (shorter) canvas side; ring K = size // 2 is the Nyquist frequency
         fy = torch.fft.fftfreq(H, 1 / size, device=device, dtype=dtype)
         fx = torch.fft.rfftfreq(W, 1 / size, device=device, dtype=dtype)
         k = torch.arange(1, size // 2 + 1, device=device, dtype=dtype)
         ring = torch.hypot(fy[:, None], fx).add(0.5).floor()  # nearest radius, (H, W//2+1)
-        weight = torch.full_like(ring, 2.0)  # each column also stands for its mirror image, which rfft2 leaves out,
-        weight[:, 0] = 1.0                   # but fx = 0 has none,
-        if W % 2 == 0:                       # nor has the Nyquist column of an even W
-            weight[:, -1] = 1.0
-        bins = (weight[..., None] * (ring[..., None] == k)).flatten(0, 1)  # (H, W//2+1, K) -> (H*(W//2+1), K)
+        bins = (columns(W, device, dtype)[:, None] * (ring[..., None] == k)).flatten(0, 1)     # (H*(W//2+1), K)
         return bins / bins.sum(0), k
 
 
 def apply_window(V, hann):
     """Remove each channel's mean *under the window*, then window: nothing is left at DC to leak into ring 1."""
     if not hann:
-        return V - V.mean((2, 3), keepdim=True)
+        return centred(V)
     wy, wx = (torch.hann_window(n, device=V.device, dtype=V.dtype) for n in V.shape[2:])
     window = wy[:, None] * wx  # (H, W)
-    V = V - (V * window).sum((2, 3), keepdim=True) / window.sum()
-    return V * window / window.square().mean().sqrt()  # mean square 1: white noise keeps its power
+    V = V + (V.flatten(2) @ (-window / window.sum()).flatten())[..., None, None]
+    return V * (window / window.square().mean().sqrt())  # mean square 1: white noise keeps its power
 
 
-def power(V):
-    """|rfft2|^2 of V (B, C, H, W): (B, C, H, W//2+1); the gradient of an absolute value would be the dearer half."""
-    F_V = torch.fft.rfft2(V, norm='ortho')
-    return F_V.real.square() + F_V.imag.square()
+class Power(torch.autograd.Function):
+    """|rfft2|^2 of V (B, C, H, W): (B, C, H, W//2+1). Its gradient, 2 Re F*(g F V), is one real transform; PyTorch's
+    own is a complex one of the whole plane, with which both directions take half as long again."""
+
+    @staticmethod
+    def forward(context, V):
+        F_V = torch.fft.rfft2(V, norm='ortho')
+        context.save_for_backward(F_V)
+        context.shape = V.shape[2:]
+        return F_V.real.square() + F_V.imag.square()
+
+    @staticmethod
+    def backward(context, g):
+        F_V, = context.saved_tensors
+        once = 2 / columns(context.shape[1], g.device, g.dtype)            # irfft2 adds the mirror images
+        return torch.fft.irfft2(F_V * (g * once), s=context.shape, norm='ortho')
+
+
+power = Power.apply
 
 
 @in_float32
@@ -123,7 +155,8 @@ def spectrum_loss(V, alpha=2.0, hann=None):
     hann: hann_power(V), if it is there already.
     """
     spectra = [log_power(P, V) for P in (power(apply_window(V, False)), hann_power(V) if hann is None else hann)]
-    return sum((log_P + alpha * log_k).var(-1, unbiased=False).mean() for log_P, log_k in spectra) / 2
+    off_line = [log_P + alpha * log_k for log_P, log_k in spectra]                                    # (B, C, K)
+    return sum((line - line.mean(-1, keepdim=True)).square().mean() for line in off_line) / 2
 
 
 def gradients(V):
@@ -132,9 +165,10 @@ def gradients(V):
 
 
 @in_float32
-def tv_loss(V):
-    """Anisotropic total variation per pixel, mean |∂y| + mean |∂x|; scalar, units of V (Rudin, Osher & Fatemi 1992)."""
-    return sum(d.abs().mean() for d in gradients(V))
+def tv_loss(V, d=None):
+    """Anisotropic total variation per pixel, mean |∂y| + mean |∂x|; scalar, units of V (Rudin, Osher & Fatemi 1992).
+    d: gradients(V), if they are there already."""
+    return sum(pixel_mean(d.abs()).mean() for d in (gradients(V) if d is None else d))
 
 
 @lru_cache
@@ -166,8 +200,8 @@ def wavelet_bands(V, levels=3):
     for _ in range(levels):
         down, across = (wavelet_matrix(n, V.device, V.dtype) for n in low.shape[2:])
         bands = (down @ low @ across.T).unflatten(3, (2, -1)).unflatten(2, (2, -1))  # (B, C, 2, h, 2, w): low, detail
-        low, *detail = (bands[:, :, y, :, x] for y, x in ((0, 0), (1, 0), (0, 1), (1, 1)))
-        details = [torch.stack(detail, dim=2), *details]
+        low, detail = bands.permute(4, 2, 0, 1, 3, 5).flatten(0, 1).split((1, 3))    # (1, B, C, h, w), (3, B, C, h, w)
+        low, details = low[0], [detail.permute(1, 2, 0, 3, 4), *details]
     return [low, *details]
 
 
@@ -180,14 +214,14 @@ def wavelet_loss(V, levels=3):
     """
     def ratio(band):  # (B, C, 3, h, w) -> (B, C, 3); the floor inside both makes an empty band 1, not sparse
         energy = band.square() + EPS
-        return energy.sqrt().mean((3, 4)) / energy.mean((3, 4)).sqrt()
+        return pixel_mean(energy.sqrt()) / pixel_mean(energy).sqrt()
     return sum(ratio(band).mean() for band in wavelet_bands(V, levels)[1:]) / levels
 
 
 def kurtosis(d):
     """E(d - mean)^4 / Var(d)^2 over the last two axes, (B, C, h, w) -> (B, C): Gaussian 3, Laplace 6, flat 1."""
-    d2 = (d - d.mean((2, 3), keepdim=True)).square()
-    return (d2.square().mean((2, 3)) + EPS**2) / (d2.mean((2, 3)).square() + EPS**2)
+    d2 = centred(d).square()
+    return (pixel_mean(d2.square()) + EPS**2) / (pixel_mean(d2).square() + EPS**2)
 
 
 @in_float32
@@ -197,16 +231,19 @@ def gradient_kurtosis(V):
 
 
 @in_float32
-def gradkurt_loss(V, target=6.0):
-    """Squared shortfall of log kurtosis below log target, mean of ∂y and ∂x; scalar, 0 above the target."""
-    return sum(F.relu((target / kurtosis(d)).log()).square().mean() for d in gradients(V)) / 2
+def gradkurt_loss(V, target=6.0, d=None):
+    """Squared shortfall of log kurtosis below log target, mean of ∂y and ∂x; scalar, 0 above the target.
+    d: gradients(V), if they are there already."""
+    return sum(F.relu((target / kurtosis(d)).log()).square().mean() for d in (gradients(V) if d is None else d)) / 2
 
 
 @in_float32
 def channel_correlation(V):
     """Correlation of the channels over the pixels of each sample, (B, C, C) in [-1, 1]; 0 for a flat channel."""
-    V = standardise(V).flatten(2)  # (B, C, H*W)
-    return V @ V.mT / V.shape[2]
+    V = centred(V).flatten(2)                                          # (B, C, H*W)
+    covariance = V @ V.mT / V.shape[2]
+    std = (covariance.diagonal(dim1=1, dim2=2) + EPS).sqrt()           # (B, C)
+    return covariance / (std[:, :, None] * std[:, None])
 
 
 def off_diagonal(R):
@@ -226,7 +263,7 @@ def cov_loss(V):
 @in_float32
 def var_loss(V, target=1.0):
     """Mean squared distance from target of each channel's standard deviation over its pixels; scalar."""
-    variance = (V - V.mean((2, 3), keepdim=True)).square().mean((2, 3))
+    variance = pixel_mean(centred(V).square())
     return ((variance + EPS).sqrt() - target).square().mean()
 
 
@@ -263,10 +300,14 @@ def common_loss(V):
     pairs = len(V) // 2
     if not pairs:
         return V.sum() * 0
-    V = V - V.mean((2, 3), keepdim=True)
-    size = (V.square() + EPS).sqrt()                       # |V| with a gradient at 0
-    size = size - size.mean((2, 3), keepdim=True)
-    return sum(weight * (x[0:2 * pairs:2] * x[1:2 * pairs:2]).mean() for weight, x in ((1, V), (2, size)))
+
+    def shared(x):
+        one, other = x.unflatten(0, (pairs, 2)).unbind(1)
+        return pixel_mean(one * other).mean()
+
+    V = centred(V[:2 * pairs])
+    size = centred((V.square() + EPS).sqrt())              # |V| with a gradient at 0
+    return shared(V) + 2 * shared(size)
 
 
 def random_phases(V, generator):
@@ -344,11 +385,12 @@ def lattice_energy(V, cell):
     return (peak - around.mean(-1)).max().exp()
 
 
+@in_float32
 def image_prior_terms(V, alpha=2.0, cell=1):
     """The eight losses, {name: scalar} in the order of PRIORS; cell as in lattice_loss. Safe inside autocast."""
-    hann = hann_power(V)
-    return {'spectrum': spectrum_loss(V, alpha, hann), 'tv': tv_loss(V), 'wavelet': wavelet_loss(V),
-            'gradkurt': gradkurt_loss(V), 'cov': cov_loss(V), 'var': var_loss(V),
+    hann, d = hann_power(V), gradients(V)
+    return {'spectrum': spectrum_loss(V, alpha, hann), 'tv': tv_loss(V, d), 'wavelet': wavelet_loss(V),
+            'gradkurt': gradkurt_loss(V, d=d), 'cov': cov_loss(V), 'var': var_loss(V),
             'common': common_loss(V), 'lattice': lattice_loss(V, cell, hann)}
 
 

@@ -12,8 +12,8 @@ from sklearn.datasets import load_sample_images
 import priors
 from priors import (
     PRIORS, channel_correlation, cov_loss, gaussian_blur, gradient_kurtosis, gradkurt_loss, image_prior_loss,
-    image_prior_terms, lattice_energy, radial_power, spectrum_loss, spectrum_slope, standardise, statistics, tv_loss,
-    var_loss, wavelet_bands, wavelet_loss)
+    image_prior_terms, lattice_energy, power, radial_power, spectrum_loss, spectrum_slope, standardise, statistics,
+    tv_loss, var_loss, wavelet_bands, wavelet_loss)
 
 WEIGHTS = dict(zip(PRIORS[:6], (0.5, 0.1, 0.1, 0.05, 0.05, 0.05)))      # the plan's
 
@@ -252,6 +252,12 @@ def test_gradient_by_finite_differences(name):
     V = torch.randn(1, 2, 8, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(LOSSES[name], (V,), eps=1e-6, atol=1e-7, rtol=1e-4)
     assert torch.autograd.grad(LOSSES[name](V).square().sum(), V)[0].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('shape', [(8, 8), (8, 7), (7, 8), (7, 7)])
+def test_gradient_of_each_power(shape):
+    V = torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(power, (V,), eps=1e-6, atol=1e-7, rtol=1e-4)
 
 
 def test_terms_are_the_losses_and_the_sum_is_weighted():
