@@ -524,7 +524,7 @@ class EMA:
 def compile_nets(nets, run):
     """torch.compile {name: net} in place, which keeps state-dict keys clean, if config['compile'] and on CUDA.
 
-    Never on a CPU, where compiling took two to four minutes and gained 9% at most.
+    Never on a CPU, where compiling took up to four minutes and gained 9% at most.
     """
     if run.config['compile'] and run.device.type == 'cuda':
         # Widths are multiples of 8 and four decoders share a class: more graphs than Dynamo's 8, and each of one shape.
