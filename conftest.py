@@ -21,11 +21,12 @@ def fresh():
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
     """A folder, one a test file, in which the corpus of runs/smoke.sh is prepared, with 64 held-out scenes: .folder,
-    .config."""
+    .config (the settings of P1)."""
     import data
     import p1_canvas
+    from runtime import Config
     folder = tmp_path_factory.mktemp('small')
-    config = {name: getattr(p1_canvas, name) for name in p1_canvas.DATA} | {'num_scenes': 300, 'vocab_size': 1024}
+    config = Config(p1_canvas.config | {'num_scenes': 300, 'vocab_size': 1024})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(data, 'HELD_OUT_SIZE', 64)

@@ -1,8 +1,7 @@
-"""P0 · Scenes, sentences, paraphrases, counterfactuals, the checker, the tokenizer, splits and batches.
+"""P0 · The tokenizer, the corpus as integer arrays, its splits, and the batches of every phase.
 
-A scene is a few coloured things and directed relations between them. A renderer says a scene in many ways
-(paraphrases) and says a slightly different scene (counterfactuals); a checker, written against the lexicon and not
-against the renderer, reads a sentence back into its scene. The corpus is rendered once into integer arrays.
+The sentences are those of grammar.py or a corpus of your own. They are rendered once into arrays that training maps
+into memory; a step does no text work. Splits are by scene, never by line.
 
 Reads:  nothing, or --corpus=FILE.txt / FILE.jsonl     Writes: out/data/<key>/ (arrays, tokenizer, eval_pack.jsonl)
     python data.py                                    # show a sample of everything, prepare the default corpus
@@ -15,11 +14,9 @@ import itertools
 import json
 import os
 import random
-import re
 import shutil
 import time
 import zlib
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +26,9 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
+import grammar
 import runtime
+from grammar import FAMILIES, TYPES, VARIANTS, meaning, normalize, split_of
 
 num = 20_000              # training scenes
 complexity = 1            # 1: two things, one relation; 2: three things, two relations; 3: four things, three relations
@@ -39,398 +38,6 @@ out = ''                  # write `num` sentences to this .txt or .jsonl instead
 corpus = ''               # a corpus of your own: .txt (a sentence a line) or .jsonl (original, paraphrases, ...)
 vocab_size = 16384        # BPE target; training stops earlier when no pair of tokens repeats
 config = runtime.configure(globals())
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Lexicon. The first word of a tuple is the canonical one. No word belongs to two classes.
-
-COLOURS = {
-    'red': ('red', 'crimson', 'scarlet'), 'blue': ('blue', 'azure', 'cobalt'), 'green': ('green', 'emerald', 'jade'),
-    'yellow': ('yellow', 'golden', 'lemon'), 'orange': ('orange', 'amber', 'tangerine'),
-    'purple': ('purple', 'violet', 'plum'), 'black': ('black', 'ebony', 'inky'), 'white': ('white', 'ivory', 'snowy'),
-    'brown': ('brown', 'chestnut', 'chocolate'), 'pink': ('pink', 'rosy', 'salmon'), 'gray': ('gray', 'grey', 'ashen'),
-    'cyan': ('cyan', 'turquoise', 'teal')}
-SHAPES = {
-    'cube': ('cube', 'block', 'die'), 'ball': ('ball', 'sphere', 'orb'), 'pyramid': ('pyramid', 'tetrahedron', 'spire'),
-    'cylinder': ('cylinder', 'drum', 'tube'), 'cone': ('cone', 'funnel', 'horn'), 'ring': ('ring', 'hoop', 'torus'),
-    'box': ('box', 'crate', 'chest'), 'disc': ('disc', 'plate', 'coin')}
-PLURALS = {'die': 'dice', 'box': 'boxes', 'torus': 'toruses'}          # every other plural takes an s
-SIZES = {'': ('',), 'small': ('small', 'little', 'tiny'), 'large': ('large', 'big', 'huge')}
-COUNTS = {1: ('a', 'a', 'the', 'one', 'a single'), 2: ('two', 'two', 'the two', 'a pair of', '2'),
-          3: ('three', 'three', 'the three', 'a trio of', '3')}
-AGAIN = {1: 'the', 2: 'the two', 3: 'the three'}                       # the same things, mentioned a second time
-
-PREPOSITIONS = {       # "{a} is {preposition} {b}"
-    'on': ('on', 'on top of', 'atop', 'resting on', 'upon'),
-    'under': ('under', 'beneath', 'underneath', 'directly under'),
-    'above': ('above', 'over', 'higher than', 'up above'),
-    'below': ('below', 'lower than', 'down below', 'a step below'),
-    'left': ('left of', 'to the left of', 'on the left of', 'on the left side of'),
-    'right': ('right of', 'to the right of', 'on the right of', 'on the right side of'),
-    'front': ('in front of', 'before', 'ahead of', 'on the near side of'),
-    'behind': ('behind', 'in back of', 'at the back of', 'on the far side of'),
-    'inside': ('inside', 'in', 'within', 'inside of'),
-    'around': ('around', 'all around', 'wrapped around', 'on the outside of'),
-    'next': ('next to', 'beside', 'alongside', 'adjacent to'),
-    'far': ('far from', 'far away from', 'a long way from', 'nowhere near')}
-VERBS = {              # "{a} {verb} {b}", singular and plural
-    'under': (('supports', 'support'), ('holds up', 'hold up'), ('carries', 'carry')),
-    'on': (('tops', 'top'), ('rests upon', 'rest upon')),
-    'around': (('contains', 'contain'), ('encloses', 'enclose'), ('surrounds', 'surround')),
-    'behind': (('follows', 'follow'),), 'front': (('precedes', 'precede'),),
-    'above': (('overhangs', 'overhang'),)}
-PARTICIPLES = {        # "{a} is {participle} {b}", the passive
-    'on': ('supported by', 'held up by', 'carried by'), 'under': ('topped by',), 'behind': ('preceded by',),
-    'front': ('followed by',), 'inside': ('contained by', 'enclosed by', 'surrounded by'), 'below': ('overhung by',)}
-INVERSE = {'on': 'under', 'above': 'below', 'left': 'right', 'front': 'behind', 'inside': 'around'}
-INVERSE |= {b: a for a, b in INVERSE.items()} | {'next': 'next', 'far': 'far'}
-SYMMETRIC = ('next', 'far')
-CANONICAL = ('on', 'above', 'left', 'front', 'inside', 'next', 'far')  # one direction of each relation
-
-# Sentence patterns. {is}, {sits}, {verb} agree with the thing that they follow; {it} stands for b.
-CLAUSES = (            # full clauses: two of them can be joined by "and"
-    '{a} {is} {r} {b}', '{a} {sits} {r} {b}', '{a} {is} located {r} {b}', '{a} can be seen {r} {b}',
-    'there {is} {a} {r} {b}', 'there {is} {a} that {is} {r} {b}', '{r} {b} {is} {a}', '{r} {b} {sits} {a}',
-    '{b} {has} {a} {r} {it}', '{a} {verb} {b}', '{a} {verb} {b}', '{a} {is} {participle} {b}',
-    '{a} {is} {participle} {b}', 'there {is} {a} {participle} {b}', 'i see {a} {r} {b}', 'you can find {a} {r} {b}',
-    'here {is} {a} {r} {b}')
-WHOLE = (              # only as a whole sentence
-    '{a} {r} {b}', 'look at {a} {r} {b}', '{b} with {a} {r} {it}', 'see {b} and {r} {it} {a}',
-    '{a} and {b} the first {r} the second', '{b} and {a} the second {r} the first', '{a} and {b} are {r} each other')
-HELD_OUT_CLAUSES = ('{r} {b} there {is} {a}', 'the picture shows {a} {r} {b}', '{r} {b} we can see {a}')
-HELD_OUT_WHOLE = ('it is {a} that {is} {r} {b}', 'what is {r} {b} is {a}')
-JOINS = (' and ', ' while ', ' and ')
-POSTURES = (('sits', 'sit'), ('stands', 'stand'), ('lies', 'lie'))
-
-FAMILIES = ('colour', 'shape', 'relation', 'count', 'argument swap', 'attribute swap')
-VARIANTS = ('scene',) + FAMILIES        # what the second axis of the corpus arrays holds
-
-
-class Thing(NamedTuple):
-    count: int                          # 1 to 3
-    size: str                           # '', 'small' or 'large'
-    colour: str
-    shape: str
-
-
-class Scene(NamedTuple):
-    things: tuple[Thing, ...]           # pairwise distinct in (colour, shape), so that "the red cube" refers
-    relations: tuple[tuple[str, int, int], ...]   # (canonical relation, subject, object), indices into things
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Meaning, splits, counterfactuals
-
-def graph(scene):
-    """(things, relations) as sorted tuples free of order, inverse and symmetry: equal graphs mean the same."""
-    names = [(t.colour, t.shape) for t in scene.things]
-    relations = []
-    for relation, i, j in scene.relations:
-        if relation not in CANONICAL:
-            relation, i, j = INVERSE[relation], j, i
-        if relation in SYMMETRIC and names[j] < names[i]:
-            i, j = j, i
-        relations.append((relation, names[i], names[j]))
-    return tuple(sorted(scene.things)), tuple(sorted(relations))
-
-
-def meaning(scene):
-    """63-bit id of the scene's graph, the same in every process: equal ids are the oracle for false negatives."""
-    digest = hashlib.blake2b(repr(graph(scene)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, 'little') >> 1
-
-
-def orbit(scene):
-    """What argument swap and attribute swap leave unchanged. Splitting by it keeps a scene and its swaps together."""
-    counts, sizes, colours, shapes = (tuple(sorted(column)) for column in zip(*scene.things))
-    return repr((counts, sizes, colours, shapes, sorted(relation for relation, _, _ in scene.relations)))
-
-
-def held_out_pair(thing):
-    """One colour of each shape is never seen in training: eight compositions of ninety-six."""
-    return (list(COLOURS).index(thing.colour) + 5 * list(SHAPES).index(thing.shape)) % 12 == 0
-
-
-HELD_OUT_PAIRS = {(c, s) for c in COLOURS for s in SHAPES if held_out_pair(Thing(1, '', c, s))}
-
-
-def split_of(scene):
-    """'train', 'val' (new scenes) or 'composition' (new colour-shape pairs), or None: belongs to no split."""
-    text = orbit(scene)
-    held_out = zlib.crc32(text.encode()) % 100 >= 85 or text in pack_orbits()
-    novel = any((t.colour, t.shape) in HELD_OUT_PAIRS for t in scene.things)
-    return ('composition' if novel else 'val') if held_out else (None if novel else 'train')
-
-
-def sample_scene(rand, complexity):
-    """A random scene: complexity + 1 things, `complexity` relations that connect them all."""
-    things, names = [], set()
-    while len(things) <= complexity:
-        # Sizes come in with the third thing: two things are told apart without them.
-        size = pick(('small', 'large'), rand) if complexity > 1 and rand() < 0.15 else ''
-        thing = Thing(pick((1, 1, 2, 3), rand), size, pick(COLOUR_NAMES, rand), pick(SHAPE_NAMES, rand))
-        if thing[2:] not in names:
-            things.append(thing)
-            names.add(thing[2:])
-    relations = []
-    for new in range(1, complexity + 1):                     # each thing is tied to an earlier one: a random tree
-        ends = (new, int(rand() * new)) if rand() < 0.5 else (int(rand() * new), new)
-        relations.append((pick(RELATION_DRAW, rand), *ends))
-    return Scene(tuple(things), tuple(relations))
-
-
-def counterfactual(scene, family, rand):
-    """The scene with exactly one thing changed, or None where the family cannot apply (a symmetric relation has no
-    argument swap). The result may equal another scene of the corpus but never `scene` itself."""
-    things, relations = list(scene.things), list(scene.relations)
-    i, r = int(rand() * len(things)), int(rand() * len(relations))
-    if family == 'colour':
-        things[i] = things[i]._replace(colour=pick(COLOUR_NAMES, rand))
-    elif family == 'shape':
-        things[i] = things[i]._replace(shape=pick(SHAPE_NAMES, rand))
-    elif family == 'count':
-        things[i] = things[i]._replace(count=pick((1, 2, 3), rand))
-    elif family == 'relation':
-        relations[r] = (pick(CANONICAL, rand), *relations[r][1:])
-    elif family == 'argument swap':
-        directed = [k for k, (name, _, _) in enumerate(relations) if name not in SYMMETRIC]
-        if not directed:
-            return None
-        r = pick(directed, rand)
-        name, a, b = relations[r]
-        relations[r] = (name, b, a)
-    elif family == 'attribute swap':
-        j = (i + 1 + int(rand() * (len(things) - 1))) % len(things)
-        things[i], things[j] = (things[i]._replace(colour=things[j].colour),
-                                things[j]._replace(colour=things[i].colour))
-    changed = Scene(tuple(things), tuple(relations))
-    distinct = len({t[2:] for t in things}) == len(things)
-    return changed if distinct and graph(changed) != graph(scene) else None
-
-
-def allowed_counterfactual(scene, family, rand, home, tries=12):
-    """A counterfactual that stays on its own side of the train / held-out line, or None after `tries` draws."""
-    for _ in range(1 if family == 'argument swap' and len(scene.relations) == 1 else tries):
-        changed = counterfactual(scene, family, rand)
-        if changed and (split_of(changed) == 'train' if home == 'train' else
-                        split_of(changed) in ('val', 'composition')):
-            return changed
-    return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Renderer. `rand` is a random.Random().random; pick() with it is four times faster than random.choice.
-
-def pick(options, rand):
-    return options[int(rand() * len(options))]
-
-
-COLOUR_NAMES, SHAPE_NAMES = tuple(COLOURS), tuple(SHAPES)
-RELATION_DRAW = CANONICAL[:5] * 2 + SYMMETRIC      # directed relations twice as often: direction is the hard part
-NOUNS = {(1, shape): words for shape, words in SHAPES.items()}
-NOUNS |= {(n, s): tuple(PLURALS.get(w, w + 's') for w in words) for s, words in SHAPES.items() for n in (2, 3)}
-
-
-def noun_phrase(thing, rand, again=False):
-    count, size, colour, shape = thing
-    determiner = AGAIN[count] if again else pick(COUNTS[count], rand)
-    size = pick(SIZES[size], rand) + ' ' if size else ''
-    return f'{determiner} {size}{pick(COLOURS[colour], rand)} {pick(NOUNS[count, shape], rand)}'
-
-
-def render_clause(scene, relation, rand, patterns, mentioned=()):
-    """One relation as a clause: a random pattern, said from either end of the relation."""
-    while True:
-        name, i, j = relation
-        if rand() < 0.5:
-            name, i, j = INVERSE[name], j, i
-        pattern = pick(patterns, rand)
-        if ('{verb}' in pattern and name not in VERBS or '{participle}' in pattern and name not in PARTICIPLES
-                or 'each other' in pattern and name not in SYMMETRIC):
-            continue
-        a, b = scene.things[i], scene.things[j]
-        plural = a.count > 1
-        return pattern.format_map({
-            'a': noun_phrase(a, rand, i in mentioned), 'b': noun_phrase(b, rand, j in mentioned),
-            'r': pick(PREPOSITIONS[name], rand), 'is': 'are' if plural else 'is', 'sits': pick(POSTURES, rand)[plural],
-            'has': 'have' if b.count > 1 else 'has', 'it': 'them' if b.count > 1 else 'it',
-            'verb': pick(VERBS[name], rand)[plural] if name in VERBS else '',
-            'participle': pick(PARTICIPLES[name], rand) if name in PARTICIPLES else ''})
-
-
-def render(scene, rand, clauses=CLAUSES, whole=WHOLE):
-    """A paraphrase: synonyms, determiners, voice, inverse, fronting and order of conjuncts all drawn at random."""
-    if len(scene.relations) == 1:
-        return render_clause(scene, scene.relations[0], rand, clauses + whole)
-    relations = sorted(scene.relations, key=lambda _: rand())                      # conjunct shuffle
-    text, mentioned = '', set()
-    for k, (name, i, j) in enumerate(relations):
-        tail = text.split(' ')[-1] if k else ''
-        if k and rand() < 0.3 and last in (i, j) and tail in NOUN_OF:              # "... a box which is left of ..."
-            name, j = (name, j) if i == last else (INVERSE[name], i)
-            be = 'are' if scene.things[last].count > 1 else 'is'
-            text += f' which {be} {pick(PREPOSITIONS[name], rand)} {noun_phrase(scene.things[j], rand, j in mentioned)}'
-        else:
-            text += (pick(JOINS, rand) if k else '') + render_clause(scene, (name, i, j), rand, clauses, mentioned)
-        mentioned |= {i, j}
-        last = last_mentioned(text, scene)
-    return text
-
-
-def canonical(scene, rand):
-    """Subject, preposition, object, in canonical direction; only synonyms and articles vary."""
-    parts, mentioned = [], set()
-    for relation, i, j in scene.relations:
-        a, b = scene.things[i], scene.things[j]
-        parts.append(f"{noun_phrase(a, rand, i in mentioned)} {'are' if a.count > 1 else 'is'} "
-                     f'{pick(PREPOSITIONS[relation], rand)} {noun_phrase(b, rand, j in mentioned)}')
-        mentioned |= {i, j}
-    return ' and '.join(parts)
-
-
-COLOUR_OF = {word: name for name, words in COLOURS.items() for word in words}
-NOUN_OF = {word: (shape, number > 1) for (number, shape), words in NOUNS.items() for word in words}
-SIZE_OF = {word: name for name, words in SIZES.items() for word in words if word}
-
-
-def last_mentioned(text, scene):
-    """Index of the thing whose noun ends the text, or -1: what a following "which" would refer to."""
-    words = text.split(' ')
-    if words[-1] not in NOUN_OF:
-        return -1
-    name = (COLOUR_OF[words[-2]], NOUN_OF[words[-1]][0])
-    return [t[2:] for t in scene.things].index(name)
-
-
-def normalize(text):
-    """Text as people type it -> the plain form that everything here reads and writes: lower case, no punctuation,
-    single spaces, "an" as "a"."""
-    words = re.sub(r"[^\w\s]|_", ' ', text.lower()).split()
-    return ' '.join('a' if word == 'an' else word for word in words)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checker: words -> tags (longest phrase first) -> events -> relations, by a small table of clause forms. It knows the
-# lexicon and English word order; it does not know the renderer's patterns.
-
-GLUE = ('there is', 'there are', 'it is', 'here is', 'here are', 'what is', 'i see', 'we can see', 'you can find',
-        'the picture shows', 'can be seen', 'look at', 'located', 'see', 'there', 'is', 'are', 'has', 'have', 'with',
-        'that', 'and', 'while', 'sits', 'sit', 'stands', 'stand', 'lies', 'lie')
-FORMS = {              # events of a clause -> (subject, object) as positions among its noun phrases
-    'NRN': (0, 1),     # a is on b
-    'RNN': (1, 0),     # on b is a
-    'NNRi': (1, 0),    # b has a on it
-    'NRiN': (1, 0),    # see b and on it a
-    'NNfRs': (0, 1),   # a and b, the first on the second
-    'NNsRf': (1, 0),   # b and a, the second on the first
-    'NNRe': (0, 1),    # a and b are beside each other
-    'wRN': (-1, 0)}    # ... b which is on c: the subject is the noun phrase before "which"
-
-
-def _phrases():
-    tags = {('the',): ('the', 0)} | {(w,): ('number', n) for w, n in
-            (('a', 1), ('one', 1), ('two', 2), ('2', 2), ('three', 3), ('3', 3))}
-    tags |= {('a', 'single'): ('number', 1), ('a', 'pair', 'of'): ('number', 2), ('a', 'trio', 'of'): ('number', 3)}
-    tags |= {tuple(g.split()): ('glue', 0) for g in GLUE} | {(w,): ('i', 0) for w in ('it', 'them')}
-    tags |= {('the', 'first'): ('f', 0), ('the', 'second'): ('s', 0), ('each', 'other'): ('e', 0), ('which',): ('w', 0)}
-    tags |= {(w,): ('colour', c) for w, c in COLOUR_OF.items()} | {(w,): ('noun', n) for w, n in NOUN_OF.items()}
-    tags |= {(w,): ('size', s) for w, s in SIZE_OF.items()}
-    for table in (PREPOSITIONS, PARTICIPLES, {r: sum(forms, ()) for r, forms in VERBS.items()}):
-        tags |= {tuple(phrase.split()): ('R', relation) for relation, words in table.items() for phrase in words}
-    return tags
-
-
-PHRASES = _phrases()
-LONGEST = max(map(len, PHRASES))
-
-
-def parse(text):
-    """Sentence -> Scene, or None where the words are unknown, a noun phrase is broken or does not agree in number, a
-    clause is incomplete, or two mentions of a thing contradict each other. Relations come as said, not as canonical."""
-    words, tags, at = normalize(text).split(), [], 0
-    while at < len(words):
-        for n in range(min(LONGEST, len(words) - at), 0, -1):
-            tag = PHRASES.get(tuple(words[at:at + n]))
-            if tag:
-                break
-        else:
-            return None
-        tags.append(tag)
-        at += n
-    things, relations, form, nouns, relation, previous = {}, [], '', [], None, None
-    size, colour, number, determined = '', None, 0, False
-    for kind, value in tags:
-        if kind not in ('the', 'number', 'size', 'colour', 'noun') and (size or colour or determined):
-            return None                                          # a noun phrase was broken off
-        if kind in ('the', 'number'):
-            if colour or size or number or (determined and kind == 'the'):
-                return None                                      # "the two" is the only pair, in this order
-            determined, number = True, value or number
-        elif kind == 'size' and not size:
-            size = value
-        elif kind == 'colour' and not colour:
-            colour = value
-        elif kind in ('size', 'colour'):
-            return None                                          # "a red blue cube"
-        elif kind == 'noun':
-            shape, plural = value
-            if not colour or not determined or ((number or (2 if plural else 1)) > 1) != plural:
-                return None
-            if plural and not number:
-                return None                                      # "the cubes": how many?
-            thing = Thing(number or 1, size, colour, shape)
-            if things.setdefault(thing[2:], thing) != thing:
-                return None
-            nouns.append(thing[2:])
-            form += 'N'
-            size, colour, number, determined = '', None, 0, False
-        elif kind == 'glue':
-            continue
-        else:
-            if kind == 'w' and form:
-                return None
-            form += kind
-            relation = value if kind == 'R' else relation
-        if form in FORMS:
-            subject, object_ = FORMS[form]
-            a, b = (previous if subject < 0 else nouns[subject]), nouns[object_]
-            if a is None or a == b or (form == 'NNRe' and relation not in SYMMETRIC):
-                return None
-            relations.append((relation, a, b))
-            previous, form, nouns = nouns[-1], '', []
-    if form or determined or size or colour or not relations:
-        return None
-    index = {name: k for k, name in enumerate(things)}
-    return Scene(tuple(things.values()), tuple((r, index[a], index[b]) for r, a, b in relations))
-
-
-def graph_f1(scene, other):
-    """F1 over the items of two graphs: whole things (count, size, colour, shape) and relations between named things, up
-    to inverse and symmetry. None (unreadable) scores 0."""
-    if scene is None or other is None:
-        return 0.0
-    a, b = (Counter(things) + Counter(relations) for things, relations in (graph(scene), graph(other)))
-    return 2 * sum((a & b).values()) / (sum(a.values()) + sum(b.values()))
-
-
-# The sixteen sentences of every montage, neighbours being each other's counterfactuals; the second and the fifth mean
-# the same. Their orbits are held out.
-EVAL_SENTENCES = (
-    'a red cube is on a blue ball', 'a blue ball is on a red cube', 'a blue cube is on a red ball',
-    'two red cubes are on a blue ball', 'a red cube is under a blue ball', 'a red cube is left of a blue ball',
-    'a green ring is inside a white box', 'a white box is inside a green ring',
-    'three black cones are behind a yellow disc', 'a yellow disc is behind three black cones',
-    'a pink pyramid is above two gray cylinders', 'two gray cylinders are above a pink pyramid',
-    'a cyan box is next to a brown ball', 'a cyan box is far from a brown ball',
-    'an orange disc is in front of a purple cone', 'a purple disc is in front of an orange cone')
-
-
-def pack_orbits(_cache=[]):
-    if not _cache:
-        scenes = [parse(sentence) for sentence in EVAL_SENTENCES]
-        _cache.append({orbit(s._replace(relations=tuple((r if r in CANONICAL else INVERSE[r], i, j)
-                                                        for r, i, j in s.relations))) for s in scenes})
-    return _cache[0]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizer: byte-level BPE trained by rustbpe on this corpus, run by tiktoken. Ids 0 to 3 are kept for the model.
@@ -496,32 +103,17 @@ class Tokenizer:
         return torch.from_numpy(x)
 
 
-TYPES = ('function', 'colour', 'shape', 'count', 'relation')
-
-
 def token_types(tokenizer, vocab_size):
-    """(types, concepts), two (vocab_size,) int64 tensors. types: index into TYPES. concepts: equal for words that mean
-    the same (crimson, red), each function token its own concept. A piece of a word counts as a function token."""
-    concept = {w: ('colour', c) for w, c in COLOUR_OF.items()} | {w: ('shape', n[0]) for w, n in NOUN_OF.items()}
-    concept |= ({w: ('count', n) for n, words in COUNTS.items() for w in sum((p.split() for p in words), [])
-                 if w not in ('the', 'of', 'pair', 'trio', 'a')}
-                | {'a': ('count', 1), 'pair': ('count', 2), 'trio': ('count', 3)})
-    glue = {'of', 'to', 'the', 'at', 'a', 'than', 'from', 'by', 'side', 'way', 'step', 'up', 'on', 'in', 'all',
-            'directly'}
-    for table in (PREPOSITIONS, PARTICIPLES, {r: sum(forms, ()) for r, forms in VERBS.items()}):
-        for relation, phrases in table.items():
-            for word in itertools.chain.from_iterable(phrase.split() for phrase in phrases):
-                if word not in glue and word not in concept:
-                    concept[word] = ('relation', relation)
-    concept |= {'on': ('relation', 'on'), 'in': ('relation', 'inside')}
+    """(types, concepts), two (vocab_size,) int64 tensors. types: index into grammar.TYPES. concepts: equal for words that
+    mean the same (crimson, red), each function token its own concept. A piece of a word counts as a function token."""
     types, ids = np.zeros(vocab_size, np.int64), np.arange(vocab_size)
-    names = {}
+    concepts, names = grammar.word_concepts(), {}
     for rank, token in enumerate(tokenizer.ranks):
         word = token.decode('utf-8', 'replace')
-        if word[:1] == ' ' and word[1:] in concept:
-            kind = concept[word[1:]]
-            types[rank + SPECIALS] = TYPES.index(kind[0])
-            ids[rank + SPECIALS] = names.setdefault(kind, rank + SPECIALS)
+        if word[:1] == ' ' and word[1:] in concepts:
+            concept = concepts[word[1:]]
+            types[rank + SPECIALS] = TYPES.index(concept[0])
+            ids[rank + SPECIALS] = names.setdefault(concept, rank + SPECIALS)
     return torch.from_numpy(types), torch.from_numpy(ids)
 
 
@@ -543,7 +135,7 @@ def scenes_of(split, n, complexity, seed, without=()):
         tries += 1
         if tries > 500 * n + 100_000:
             runtime.fail(f'--num={n}: complexity {complexity} has only about {len(scenes)} distinct {home} scenes')
-        scene = sample_scene(rand, complexity)
+        scene = grammar.sample_scene(rand, complexity)
         if home == 'composition':            # rejection alone would take fifty draws a scene
             scene = scene._replace(things=(
                 scene.things[0]._replace(colour=NOVEL_COLOUR[scene.things[0].shape]), *scene.things[1:]))
@@ -567,7 +159,7 @@ def mix_in_simpler(scenes, config):
     return mixed
 
 
-NOVEL_COLOUR = {shape: colour for colour, shape in HELD_OUT_PAIRS}
+NOVEL_COLOUR = {shape: colour for colour, shape in grammar.HELD_OUT_PAIRS}
 
 
 def render_split(split, scenes, seed):
@@ -575,15 +167,16 @@ def render_split(split, scenes, seed):
     canonical and the free renderings, in order (none where a family does not apply) and the meaning (0 there), and how
     many things there are."""
     rand = random.Random(f'render {split} {seed}').random
-    patterns = (HELD_OUT_CLAUSES, HELD_OUT_WHOLE) if split == 'template' else (CLAUSES, WHOLE)
+    patterns = ((grammar.HELD_OUT_CLAUSES, grammar.HELD_OUT_WHOLE) if split == 'template' else
+                (grammar.CLAUSES, grammar.WHOLE))
     home = 'train' if split == 'train' else 'held-out'
     for scene in scenes:
         groups, meanings = [], []
         for family in VARIANTS:
-            variant = scene if family == 'scene' else allowed_counterfactual(scene, family, rand, home)
+            variant = scene if family == 'scene' else grammar.allowed_counterfactual(scene, family, rand, home)
             groups.append([] if variant is None else
-                          [canonical(variant, rand) for _ in range(CANONICAL_RENDERINGS)]
-                          + [render(variant, rand, *patterns) for _ in range(FREE_RENDERINGS)])
+                          [grammar.canonical(variant, rand) for _ in range(CANONICAL_RENDERINGS)]
+                          + [grammar.render(variant, rand, *patterns) for _ in range(FREE_RENDERINGS)])
             meanings.append(0 if variant is None else meaning(variant))
         yield groups, meanings, len(scene.things)
 
@@ -630,9 +223,27 @@ def read_array(path, name):
     return torch.from_numpy(array.reshape(-1, len(VARIANTS)) if name in ('first', 'count', 'meanings') else array)
 
 
-# What else a step draws has generators of its own, or it would hang on the scenes: 1 x SALT for jitter and free run, 2
-# for P6's noise, 3 for its buffer, 4 for the noise through which V is read.
-SALT = 500_000_003
+class Batch(NamedTuple):
+    """The sentences of a contrastive step, on this rank's device: n of the N scenes of the whole batch, each with its
+    K variants (the scene itself, then counterfactuals), each of these in several views (paraphrases)."""
+    x: torch.Tensor              # (n, K, views, T) token ids
+    index: torch.Tensor          # (n,) which of the N scenes these are
+    meanings: torch.Tensor       # (N, K) int64, equal for the same meaning
+    valid: torch.Tensor          # (N, K) bool, False where a family does not apply to a scene
+    variants: torch.Tensor       # (N, K) indices into grammar.VARIANTS
+    rows: slice                  # of the N scenes, those of this rank
+    draws: dict = {}             # {name: (n, ...)} random numbers of these scenes
+
+    def with_draws(self, **numbers):
+        """The batch with this rank's rows of more random numbers {name: (N, ...)}, drawn alike on every rank."""
+        draws = {name: values[self.rows].to(self.x.device, non_blocking=True) for name, values in numbers.items()}
+        return self._replace(draws=self.draws | draws)
+
+    def parts(self, count):
+        """The batch cut into `count` micro-batches of n / count scenes; what all N scenes have stays whole."""
+        draws = {name: values.chunk(count) for name, values in self.draws.items()}
+        return [self._replace(x=x, index=index, draws={name: values[k] for name, values in draws.items()})
+                for k, (x, index) in enumerate(zip(self.x.chunk(count), self.index.chunk(count)))]
 
 
 class Corpus:
@@ -655,10 +266,9 @@ class Corpus:
         self.rounding = 2 if torch.device(device).type == 'cpu' else 8       # where each width is a graph to compile
         self.size, self.canonical, self.device = len(self.count), canonical, device
 
-    def draw(self, n, seed, step, among=None):
-        """n random scenes, of all or of the indices `among` -> (scenes (n,), generator for whatever else the step
-        draws)."""
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+    def draw(self, n, seed, step, among=None, purpose='scenes'):
+        """n random scenes, of all or of the indices `among` -> (scenes (n,), generator of which rendering of them)."""
+        generator = runtime.generator(seed, step, purpose)
         scenes = torch.randint(self.size if among is None else len(among), (n,), generator=generator)
         return scenes if among is None else among[scenes], generator
 
@@ -686,34 +296,45 @@ class Corpus:
         top, variants = score.topk(k, dim=1)
         return variants + 1, top >= 0
 
-    def sentences(self, n, seed, step, paraphrases=1):
+    def sentences(self, n, seed, step, paraphrases=1, purpose='scenes'):
         """n random sentences and paraphrases of each (n, 1 + paraphrases, T'): scenes and their counterfactuals alike,
         in any rendering."""
-        scenes, generator = self.draw(n, seed, step)
+        scenes, generator = self.draw(n, seed, step, purpose=purpose)
         variants = torch.randint(self.count.shape[1], (n,), generator=generator)
         variants = variants.where(self.count[scenes, variants] > 0, torch.zeros_like(variants))
         views = torch.stack(self.renderings(scenes, variants, generator, k=1 + paraphrases), dim=1)
         return self.take(scenes[:, None], variants[:, None], views)
 
-    def contrast_batch(self, n, seed, step, stage, negatives, leave_out, pairs=None, among=None):
-        """The indices of a step of P2, P3 and P5: scenes, variants (n, K), renderings (n, K, views), valid (n, K).
-        Column 0 is the scene itself; a family that does not apply is filled with it and marked invalid.
+    def contrast_rows(self, n, seed, step, negatives, leave_out='', form='any', free_view=False, all_swaps=False,
+                      pairs=None, among=None):
+        """The indices of a contrastive step: scenes, variants (n, K), renderings (n, K, views), valid (n, K). Column 0
+        is the scene itself; a family that does not apply is filled with it and marked invalid.
 
-        stage: of P2, 1 to 3. negatives: K - 1. leave_out: a family, or ''. pairs (P, 2): scenes that belong together,
-        to fill three quarters of the batch. among: the scenes to draw from, if not all."""
+        negatives: K - 1. leave_out: a family, or ''. form: of the two paraphrases, as in renderings(); free_view: and a
+        free one. all_swaps: every scene brings its argument swap; otherwise all families have the same chance. pairs
+        (P, 2): scenes that belong together, to fill three quarters of the batch. among: the scenes to draw from."""
         scenes, generator = self.draw(n, seed, step, among)
         if pairs is not None:
             some = pairs[torch.randperm(len(pairs), generator=generator)[:3 * n // 8]]    # (3n/8, 2), or all there are
             scenes[:some.numel()] = some.T.flatten()
-        # Until direction is learnt every scene brings its argument swap; after that all families have the same chance.
-        extra, valid = self.negatives(scenes, negatives, generator, hardest=stage < 3, without=leave_out)
+        extra, valid = self.negatives(scenes, negatives, generator, hardest=all_swaps, without=leave_out)
         variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)
         valid = torch.cat((torch.ones(n, 1, dtype=torch.bool), valid), dim=1)
         scenes = scenes[:, None].expand_as(variants)
-        views = self.renderings(scenes, variants, generator, 'any' if stage == 3 else 'canonical')
-        if stage < 3:                    # stage 1 only reads the free paraphrase aloud, stage 2 also pulls it
+        views = self.renderings(scenes, variants, generator, form)
+        if free_view:
             views += (self.renderings(scenes, variants, generator, 'free')[0],)
         return scenes, variants, torch.stack(views, dim=-1), valid
+
+    def contrast_batch(self, config, run, step, **options):
+        """The Batch of a contrastive step; options as in contrast_rows()."""
+        n = config.batch_size
+        scenes, variants, views, valid = self.contrast_rows(n, config.seed, step, config.negatives, config.leave_out,
+                                                            **options)
+        rows = runtime.local_slice(run, n)
+        x = self.take(scenes[rows, :, None], variants[rows, :, None], views[rows])        # (n, K, views, T)
+        scenes, variants, valid = (t.to(run.device, non_blocking=True) for t in (scenes, variants, valid))
+        return Batch(x, torch.arange(n, device=run.device)[rows], self.meanings[scenes, variants], valid, variants, rows)
 
     def take(self, scenes, variants, renderings):
         """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8 (2 on a CPU). The
@@ -756,27 +377,19 @@ class Corpus:
         return self.take(scene, variant, count[scene, variant] - 1 - rendering), scene, [kinds[f] for f in variant]
 
 
-def spread(index, each, m):
-    """m of the `each` flattened rows (variants, views) of n scenes, in turn -> (m * n,), the first of every scene, then
-    the second, ...: neighbours are of different scenes, as the prior on what unrelated canvases share wants them.
-    index (n,): which scenes of the whole batch these are, so that the same rows are taken however it is split."""
-    turn = torch.arange(m, device=index.device)[:, None]
-    return (torch.arange(len(index), device=index.device) * each
-            + (index + turn * (each // m)) % each).flatten()   # (m*n,)
-
-
-def check_families(leave_out, negatives):
-    """SystemExit(2), after one line, if leave_out is neither '' nor a family of counterfactuals, or if there are no
-    `negatives` of them."""
-    if not 0 <= negatives <= len(FAMILIES):
-        runtime.fail(f'--negatives={negatives}: expects 0 to {len(FAMILIES)}, there are no more families')
-    if leave_out not in ('', *FAMILIES):
-        runtime.fail(f'--leave_out={leave_out}: expects nothing or one of {", ".join(FAMILIES)}')
+def spread(index, sentences, count):
+    """`count` of the `sentences` flattened rows (variants, views) of n scenes, in turn -> (count * n,), the first of
+    every scene, then the second, ...: neighbours are of different scenes, as the prior on what unrelated canvases share
+    wants them. index (n,): which scenes of the whole batch these are, so that the same rows are taken however it is
+    split."""
+    turn = torch.arange(count, device=index.device)[:, None]
+    return (torch.arange(len(index), device=index.device) * sentences
+            + (index + turn * (sentences // count)) % sentences).flatten()            # (count*n,)
 
 
 def _folder(config):
-    """out/data/<key>: the key names what the arrays depend on, this file's own text included."""
-    source = zlib.crc32(Path(__file__).read_bytes())
+    """out/data/<key>: the key names what the arrays depend on, the text of the two modules that make them included."""
+    source = zlib.crc32(Path(__file__).read_bytes() + Path(grammar.__file__).read_bytes())
     if config['corpus']:
         stat = Path(config['corpus']).stat()
         name = f"{Path(config['corpus']).stem}_{zlib.crc32(f'{stat.st_size} {stat.st_mtime_ns}'.encode()):08x}"
@@ -962,18 +575,29 @@ def _parse_line(text, path):
     return groups
 
 
-def load(config, run=None, checkpoint=None):
-    """The prepared corpus of a run -> ({split: Corpus}, Tokenizer), prepared first where it is missing (by rank 0).
+class TextData(NamedTuple):
+    """What a phase knows of its text."""
+    splits: dict                 # {'train', 'val', 'test', ...: Corpus}
+    tokenizer: Tokenizer
+    types: torch.Tensor          # (vocab_size,) and
+    concepts: torch.Tensor       # (vocab_size,) on the device, see token_types()
+    checked: bool                # sentences of grammar.py, which its checker reads
 
-    config: corpus, num_scenes, complexity, simple_share, data_seed, vocab_size, max_length. The splits of a corpus of
-    your own are 'train' and 'val', and 'test' is the same as 'val'. checkpoint: of nets that go on; SystemExit(2) if
-    they learnt other token ids."""
+
+def load(config, run=None, checkpoint=None):
+    """The prepared corpus of a run -> TextData, prepared first where it is missing (by rank 0).
+
+    config: corpus, num_scenes, complexity, simple_share, data_seed, vocab_size, max_length; leave_out where there is
+    one. The splits of a corpus of your own are 'train' and 'val', and 'test' is the same as 'val'. checkpoint: of nets
+    that go on; SystemExit(2), after one line, if they learnt other token ids."""
     if config['corpus'] and not Path(config['corpus']).is_file():
         runtime.fail(f"--corpus={config['corpus']}: no such file")
     if config['complexity'] not in (1, 2, 3) or not 0 <= config['simple_share'] <= 1:
         runtime.fail(f"--complexity={config['complexity']} --simple_share={config['simple_share']}: expects 1, 2 or 3, "
                      'and expects 0 to 1')
-    folder, device, say = _folder(config), run.device if run else 'cpu', run.say if run else print
+    if config.get('leave_out', '') not in ('', *FAMILIES):
+        runtime.fail(f"--leave_out={config['leave_out']}: expects nothing or one of {', '.join(FAMILIES)}")
+    folder, device, say = _folder(config), run.device if run else torch.device('cpu'), run.say if run else print
     if not folder.exists() and (run is None or run.master):
         say(f'preparing {folder} ...')
         prepare(folder, config, say)
@@ -981,28 +605,29 @@ def load(config, run=None, checkpoint=None):
         runtime.barrier(run)
     tokenizer = Tokenizer.load(json.loads((folder / 'tokenizer.json').read_text()))
     if checkpoint:
-        runtime.check_tokenizer(tokenizer, checkpoint)
+        runtime.check_tokenizer(tokenizer.state(), checkpoint)
     splits = {}
     for split in SPLITS:
         if (folder / f'{split}.tokens').exists():
             splits[split] = Corpus(folder / split, 0 if config['corpus'] else CANONICAL_RENDERINGS,
                                    config['max_length'], device)
     splits.setdefault('test', splits['val'])
-    return splits, tokenizer
+    types, concepts = (t.to(device) for t in token_types(tokenizer, config['vocab_size']))
+    return TextData(splits, tokenizer, types, concepts, not config['corpus'])
 
 
 def show(complexity, seed, say=print):
     """A readable sample of everything: a scene, ten paraphrases, one counterfactual a family."""
     rand = random.Random(seed).random
     scene = scenes_of('train', 1, complexity, seed)[0]
-    say(f'scene       {graph(scene)}')
+    say(f'scene       {grammar.graph(scene)}')
     for _ in range(10):
-        say(f'paraphrase  {render(scene, rand)}')
+        say(f'paraphrase  {grammar.render(scene, rand)}')
     for family in FAMILIES:
-        changed = next(filter(None, (counterfactual(scene, family, rand) for _ in range(50))), None)
-        text = render(changed, rand) if changed else '(does not apply)'
-        say(f'{family:15s} {text}'
-            + (f'   Graph F1 to the scene {graph_f1(scene, parse(text)):.2f}' if changed else ''))
+        changed = next(filter(None, (grammar.counterfactual(scene, family, rand) for _ in range(50))), None)
+        sentence = grammar.render(changed, rand) if changed else '(does not apply)'
+        f1 = f'   Graph F1 to the scene {grammar.graph_f1(scene, grammar.parse(sentence)):.2f}' if changed else ''
+        say(f'{family:15s} {sentence}{f1}')
 
 
 def write_sentences(path, n, complexity, seed):
@@ -1013,12 +638,14 @@ def write_sentences(path, n, complexity, seed):
         with open(path, 'w', encoding='utf-8') as file:
             for scene in scenes:
                 if path.endswith('.jsonl'):
-                    changed = {family: allowed_counterfactual(scene, family, rand, 'train') for family in FAMILIES}
+                    changed = {family: grammar.allowed_counterfactual(scene, family, rand, 'train')
+                               for family in FAMILIES}
                     file.write(json.dumps({
-                        'original': render(scene, rand), 'paraphrases': [render(scene, rand) for _ in range(3)],
-                        'counterfactuals': {f: [render(c, rand)] for f, c in changed.items() if c}}) + '\n')
+                        'original': grammar.render(scene, rand),
+                        'paraphrases': [grammar.render(scene, rand) for _ in range(3)],
+                        'counterfactuals': {f: [grammar.render(c, rand)] for f, c in changed.items() if c}}) + '\n')
                 else:
-                    file.write(render(scene, rand) + '\n')
+                    file.write(grammar.render(scene, rand) + '\n')
     except OSError as error:
         runtime.fail(f'--out={path}: {error.strerror}')
     print(f'wrote {n} sentences to {path}')
@@ -1031,14 +658,13 @@ def main():
         return write_sentences(out, num, complexity, seed)
     if not corpus:
         show(complexity, seed)
-    splits, tokenizer = load({'corpus': corpus, 'num_scenes': num, 'complexity': complexity,
-                              'simple_share': simple_share, 'data_seed': seed, 'vocab_size': vocab_size,
-                              'max_length': 64 if complexity < 3 else 80})
-    for split, part in splits.items():
+    text = load({'corpus': corpus, 'num_scenes': num, 'complexity': complexity, 'simple_share': simple_share,
+                 'data_seed': seed, 'vocab_size': vocab_size, 'max_length': 64 if complexity < 3 else 80})
+    for split, part in text.splits.items():
         lengths = part.starts.diff().float()
         print(f'{split:12s} {part.size:7d} scenes, {len(lengths):8d} sentences, '
               f'{lengths.mean():.1f} tokens on average, {int(lengths.max())} at most')
-    print(f'vocabulary   {tokenizer.size} tokens of at most {vocab_size}: training stops when no pair repeats')
+    print(f'vocabulary   {text.tokenizer.size} tokens of at most {vocab_size}: training stops when no pair repeats')
 
 
 if __name__ == '__main__':

@@ -1,14 +1,14 @@
 """The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits), UNet
-(V_t, t -> noise).
+(V_t, t -> noise). build() makes them from a run's settings.
 
 Shapes: x (B, T) token ids, 0 is padding; V (B, C, H, W) the canvas; z (B, E) unit vectors.
 """
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import runtime
 from data import BOS, EOS, PAD, PARA
 
 
@@ -46,7 +46,7 @@ def attend(q, k, v, mask=None, dropout=0.0, maps=False):
 
 class Attention(nn.Module):
     """Multi-head attention. Queries and keys start large enough for scores with a standard deviation of 3: the usual
-    small start is uniform attention, a bag of words, and takes long to leave (LOG.md)."""
+    small start is uniform attention, a bag of words, and takes long to leave (docs/LOG.md)."""
 
     def __init__(self, dim, heads, dropout=0.0):
         super().__init__()
@@ -251,14 +251,14 @@ class Readout(nn.Module):
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with group norm; the time embedding scales and shifts between them.
-    (B, in, H, W) -> (B, out, H, W)"""
+    (B, in_channels, H, W) -> (B, out_channels, H, W)"""
 
-    def __init__(self, inside, outside, time_dim):
+    def __init__(self, in_channels, out_channels, time_dim):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(8, inside), nn.Conv2d(inside, outside, 3, padding=1)
-        self.time = nn.Linear(time_dim, 2 * outside)
-        self.norm2, self.conv2 = nn.GroupNorm(8, outside), nn.Conv2d(outside, outside, 3, padding=1)
-        self.skip = nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
+        self.norm1, self.conv1 = nn.GroupNorm(8, in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time = nn.Linear(time_dim, 2 * out_channels)
+        self.norm2, self.conv2 = nn.GroupNorm(8, out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)       # a block starts as its skip
 
     def forward(self, x, time):
@@ -268,7 +268,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The velocity of a noisy canvas, which tells its noise (p6_diffusion.noise_in; Ho et al. 2020): V_t (B, C, H, W),
+    """The velocity of a noisy canvas, which tells its noise (p6_diffusion.predict_eps; Ho et al. 2020): V_t (B, C, H, W),
     t (B,) in [0, 1] -> (B, C, H, W) float32.
 
     Three levels (H, H/2, H/4; dim, 2 dim and 4 dim channels), attention at the coarsest: 8x8 for a canvas of 32x32. dim
@@ -407,40 +407,68 @@ class TextDecoder(nn.Module):
         return F.pad(torch.stack(out, dim=1), (0, length - len(out)), value=PAD)
 
 
-# ---- from the sizes in a checkpoint (`arch`) -------------------------------------------------------------------------
+# ---- from the settings of a run --------------------------------------------------------------------------------------
 
-def check_sizes(arch):
-    """SystemExit(2), after one line, if sizes do not fit together: P1's, and P4's if they are there."""
-    # The throwaway decoder has TextDecoder's 8 heads.
-    for width, heads in (('dim', arch['heads']), ('rec_dim', 8), ('dec_dim', arch.get('dec_heads'))):
-        if width in arch and (arch[width] < 1 or arch[width] % (2 * heads)):
-            runtime.fail(f'--{width}={arch[width]}: expects a multiple of {2 * heads}, an even number for each of the '
-                         f'{heads} heads (rotary positions turn pairs)')
-    if arch['size'] < 16 or arch['size'] % 8:
-        runtime.fail(f"--size={arch['size']}: expects a multiple of 8, at least 16 (wavelets and readout halve it)")
+# The settings that fix the shapes of weights: a checkpoint holds them, and later phases cannot change them.
+SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',
+         'cross_hidden', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch', 'z_dim', 'readout_hidden',
+         'pyramid', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
+
+
+def sizes(config):
+    """The sizes among the settings of a run, {name: value}."""
+    return {name: config[name] for name in SIZES if name in config}
+
+
+def size_error(config):
+    """What is wrong with sizes that do not fit together, in one line; '' if nothing is."""
+    # The auxiliary decoder has TextDecoder's 8 heads.
+    for width, heads in (('dim', config['heads']), ('rec_dim', 8), ('dec_dim', config.get('dec_heads'))):
+        if width in config and (config[width] < 1 or config[width] % (2 * heads)):
+            return (f'--{width}={config[width]}: expects a multiple of {2 * heads}, an even number for each of the '
+                    f'{heads} heads (rotary positions turn pairs)')
+    if config['size'] < 16 or config['size'] % 8:
+        return f"--size={config['size']}: expects a multiple of 8, at least 16 (wavelets and readout halve it)"
     for part in ('query_grid', 'patch'):
-        if arch['size'] % arch[part]:
-            runtime.fail(f"--{part}={arch[part]}: expects a divisor of the canvas's side, {arch['size']}")
+        if config['size'] % config[part]:
+            return f"--{part}={config[part]}: expects a divisor of the canvas's side, {config['size']}"
+    return ''
 
 
-def build_encoder(arch):
-    return TextEncoder(arch['vocab_size'], arch['channels'], arch['size'], arch['query_grid'], arch['dim'],
-                       arch['layers'], arch['heads'], arch['hidden'], arch['cross_layers'], arch['cross_hidden'],
-                       arch['dropout'], arch['smoothing'], arch['slots'], arch['max_length'])
+def build_encoder(c):
+    return TextEncoder(c.vocab_size, c.channels, c.size, c.query_grid, c.dim, c.layers, c.heads, c.hidden,
+                       c.cross_layers, c.cross_hidden, c.dropout, c.smoothing, c.slots, c.max_length)
 
 
-def build_readout(arch):
-    return Readout(arch['channels'], arch['z_dim'], arch['readout_hidden'], arch['pyramid'])
+def build_auxiliary(c):
+    """The decoder of P1 to P3, which sees the canvas alone and is thrown away after them."""
+    return TextDecoder(c.vocab_size, c.channels, c.size, c.patch, dim=c.rec_dim, layers=c.rec_layers,
+                       hidden=2 * c.rec_dim, dropout=c.dropout, memory='canvas', max_length=c.max_length)
 
 
-def build_decoder(arch, memory='both'):
-    return TextDecoder(arch['vocab_size'], arch['channels'], arch['size'], arch['patch'], arch['z_dim'],
-                       arch['dec_dim'], arch['dec_layers'], arch['dec_heads'], arch['dec_hidden'],
-                       arch['dec_dropout'], memory, arch['max_length'])
+def build_readout(c):
+    return Readout(c.channels, c.z_dim, c.readout_hidden, c.pyramid)
 
 
-def build_unet(arch):
-    return UNet(arch['channels'], arch['unet_dim'])
+def build_decoder(c, memory='both'):
+    return TextDecoder(c.vocab_size, c.channels, c.size, c.patch, c.z_dim, c.dec_dim, c.dec_layers, c.dec_heads,
+                       c.dec_hidden, c.dec_dropout, memory, c.max_length)
+
+
+def build_unet(c):
+    return UNet(c.channels, c.unet_dim)
+
+
+CONTROLS = {'canvas only': 'canvas', 'z only': 'z', 'no canvas': 'none'}      # decoders of P4: what each may see
+# In the order in which random weights are drawn.
+BUILDERS = {'auxiliary': build_auxiliary, 'encoder': build_encoder, 'readout': build_readout, 'decoder': build_decoder,
+            **{name: partial(build_decoder, memory=memory) for name, memory in CONTROLS.items()}, 'unet': build_unet}
+
+
+def build(config, *names):
+    """nn.ModuleDict of these nets, in this order, from the settings of a run (a runtime.Config)."""
+    nets = {name: builder(config) for name, builder in BUILDERS.items() if name in names}
+    return nn.ModuleDict({name: nets[name] for name in names})
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------

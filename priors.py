@@ -288,6 +288,24 @@ def gaussian_blur(V, sigma):
     return blur(V.shape[2]).T @ (V @ blur(V.shape[3]))
 
 
+def shift(V, dy, dx):
+    """Move each canvas by whole pixels; the border is repeated. V (B, C, H, W), dy, dx (B,) int64."""
+    B, C, H, W = V.shape
+    rows = (torch.arange(H, device=V.device) - dy[:, None]).clamp(0, H - 1)           # (B, H)
+    columns = (torch.arange(W, device=V.device) - dx[:, None]).clamp(0, W - 1)        # (B, W)
+    V = V.gather(2, rows[:, None, :, None].expand(B, C, H, W))
+    return V.gather(3, columns[:, None, None, :].expand(B, C, H, W))
+
+
+def cut_out(V, top, left, side):
+    """Replace a side x side square of each canvas by the canvas's own channel means. top, left (B,) int64."""
+    H, W = V.shape[-2:]
+    row, column = (torch.arange(n, device=V.device) - start[:, None] for start, n in ((top, H), (left, W)))
+    hole = (((row >= 0) & (row < side))[:, None, :, None]
+            & ((column >= 0) & (column < side))[:, None, None, :])                    # (B, 1, H, W)
+    return torch.where(hole, V.mean((2, 3), keepdim=True), V)
+
+
 @in_float32
 def common_loss(V):
     """What the canvases of unrelated sentences share: <V_i, V_j> a pixel, and twice the same of |V|, over disjoint

@@ -2,9 +2,12 @@
 
 The loop itself stays in plain sight in each phase script; p1_canvas.py shows these functions in their places.
 """
+import ast
 import atexit
-import errno
+import csv
 import difflib
+import errno
+import io
 import json
 import math
 import os
@@ -31,15 +34,8 @@ from tqdm import tqdm
 DIVERGED = 3             # exit status of a run whose loss or weights are no longer finite
 PROGRESS_SECONDS = 20    # between two progress lines when stderr is not a terminal
 EXPECTS = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text'}
-# What no value of these settings may be less, or more, than; sizes that do not fit together: model.check_sizes.
-MINIMUM = dict.fromkeys((
-    'max_steps', 'warmup_steps', 'learning_rate', 'weight_decay', 'dropout', 'ema_decay', 'top_p', 'jitter_prob',
-    'paraphrase_share', 'slots', 'max_shift', 'cutout'), 0) | dict.fromkeys((
-        'batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every', 'prior_samples', 'rec_samples',
-        'dec_samples', 'generated', 'best_of_k', 'paraphrases', 'num_scenes', 'query_grid', 'patch', 'layers', 'heads',
-        'hidden', 'cross_layers', 'cross_hidden', 'rec_layers', 'z_dim', 'readout_hidden', 'dec_layers', 'dec_heads',
-        'dec_hidden', 'unet_batch', 'prior_rows', 'sample_steps', 'drawn'), 1) | {'channels': 2}
-MAXIMUM = dict.fromkeys(('dropout', 'ema_decay', 'top_p', 'jitter_prob', 'paraphrase_share'), 1)
+BOUNDS = re.compile(r'>= (\S+?)[:,;]? |(\S+) to (\S+?)[:,;] ')     # what a setting's comment may begin with
+PURPOSES = 'scenes', 'jitter', 'diffusion', 'buffer', 'noise'      # what a step draws random numbers for
 
 
 def fail(message, status=2):
@@ -51,36 +47,89 @@ def fail(message, status=2):
 
 # ---- settings -------------------------------------------------------------------------------------------------------
 
-def configure(module, argv=None):
-    """Override a script's own int, float, bool and str globals from `--key=value` words, in place.
+class Config(dict):
+    """Settings by name: config.batch_size is config['batch_size']. origins: {name: the phase that set it}."""
+
+    origins = {}
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def configure(module, argv=None, after='', inherited=None):
+    """The settings of a script: its own int, float, bool and str globals, overridden in place by `--key=value` words,
+    and, for a phase, all settings of the checkpoint before it, which the words may override too.
 
     module: the script's `globals()`. argv: by default the command line, and that only when the script is the program
-    (`__main__`), so importing it changes nothing. An int takes `1e4`, a float takes `3`; nothing else is converted.
-    `--help` lists every key with its default and the comment beside it.
-    Returns {key: final value}. Raises SystemExit(2), after one line, on a word that does not set a known key.
+    (`__main__`), so importing it changes nothing. An int takes `1e4`, a float takes `3`; nothing else is converted. A
+    comment that begins with `>= 1:` or `0 to 1:` bounds its setting. after: the phase whose checkpoint `init_from`
+    names; inherited: its Config, if it is at hand. `--help` lists every key with its value and the comment beside it.
+    Returns a Config. Raises SystemExit(2), after one line, on a word that does not set a known key, or that changes a
+    size of nets that are there already.
     """
+    phase, is_program = Path(module['__file__']).name[:2], module['__name__'] == '__main__'
     comments = assignments(module['__file__'])
-    config = {key: module[key] for key in comments if key[0] != '_' and type(module.get(key)) in EXPECTS}
-    if argv is None:
-        argv = sys.argv[1:] if module['__name__'] == '__main__' else []
-    if '--help' in argv or '-h' in argv:
-        print_help(module['__doc__'] or '', config, comments)
+    own = {key: module[key] for key in comments if key[0] != '_' and type(module.get(key)) in EXPECTS}
+    words = list(sys.argv[1:] if is_program else []) if argv is None else list(argv)
+    asks, sizes = {'--help', '-h'} & set(words), {}
+    if after and inherited is None and is_program:
+        given = [word.removeprefix('--init_from=') for word in words if word.startswith('--init_from=')]
+        inherited, sizes = settings_before(given[-1] if given else own['init_from'], after, missing_ok=asks)
+    config = Config((inherited or {}) | own)
+    config.origins = {**getattr(inherited, 'origins', {}), **dict.fromkeys(own, phase)}
+    if after:
+        comments = {key: text for script in scripts(after) for key, text in assignments(script).items()} | comments
+    if asks:
+        missing = f"{config['init_from']}, which does not exist yet" if after and not inherited else ''
+        print_help(module['__doc__'] or '', config, own, comments, missing)
         raise SystemExit(0)
-    for word in argv:
+    for word in words:
         key, equals, text = word.removeprefix('--').partition('=')
         if not (word.startswith('--') and equals and key in config):
             nearest = difflib.get_close_matches(key, config, n=1, cutoff=0)[0]
             fail(f'unknown setting {word!r}; the nearest is --{nearest}={as_text(config[nearest])}, --help lists all')
         try:
-            config[key] = parse(text, type(config[key]))
+            value = parse(text, type(config[key]))
         except (ValueError, OverflowError):
             fail(f'--{key}={text}: expects {EXPECTS[type(config[key])]}, such as {as_text(config[key])}')
-        if config[key] < MINIMUM.get(key, config[key]):
-            fail(f'--{key}={text}: expects at least {MINIMUM[key]}')
-        if config[key] > MAXIMUM.get(key, config[key]):
-            fail(f'--{key}={text}: expects at most {MAXIMUM[key]}')
-    module.update(config)
+        check_bounds(key, text, value, comments.get(key, ''))
+        if value != sizes.get(key, value):
+            fail(f'--{key}={text}: the nets of the phase before have {key} {as_text(sizes[key])}; set it where they are '
+                 f'made, in {config.origins[key]}')
+        config[key], config.origins[key] = value, phase
+    module.update({key: config[key] for key in own})
     return config
+
+
+def check_bounds(key, text, value, comment):
+    """SystemExit(2), after one line, if a value is not within what the comment beside a setting begins with."""
+    bounds = BOUNDS.match(comment)
+    least, low, high = bounds.groups() if bounds else (None, None, None)
+    if least is not None and value < float(least):
+        fail(f'--{key}={text}: expects at least {least}')
+    if low is not None and not float(low) <= value <= float(high):
+        fail(f'--{key}={text}: expects {low} to {high}')
+
+
+def scripts(last):
+    """The scripts of P1 to `last`, in order."""
+    return sorted(path for path in Path(__file__).parent.glob('p[1-9]_*.py') if path.name[:2] <= last)
+
+
+def settings_before(path, phase, missing_ok=False):
+    """(Config, sizes of the nets) in the checkpoint of the phase before; empty if missing_ok and it is not there."""
+    if missing_ok and not Path(path).is_file():
+        return Config(), {}
+    checkpoint = load_checkpoint(path, phase, f'python {scripts(phase)[-1].name}', mmap=True)     # weights stay on disk
+    inherited = Config(checkpoint['config'])
+    inherited.origins = checkpoint['origins']
+    missing = [key for script in scripts(phase) for key in defaults(script) if key not in inherited]
+    if missing:
+        fail(f'{path} is older than the scripts: it has no {", ".join(missing)}; run the phases again')
+    return inherited, checkpoint['arch']
 
 
 def parse(text, kind):
@@ -123,13 +172,32 @@ def assignments(path):
     return found
 
 
-def print_help(doc, config, comments):
-    """Print the docstring, then `--key=default  comment` for each key, in lines of 120 (rank 0)."""
-    flags = {key: f'--{key}={as_text(value)}' for key, value in config.items()}
-    width = max(map(len, flags.values()), default=0)
+def defaults(path):
+    """{name: value} of the settings of a script, read from its text."""
+    found = {}
+    for line in ast.parse(Path(path).read_text(encoding='utf-8')).body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and isinstance(
+                line.value, (ast.Constant, ast.UnaryOp)):
+            found[line.targets[0].id] = ast.literal_eval(line.value)
+    return {key: value for key, value in found.items() if type(value) in EXPECTS and key.islower()}
+
+
+def print_help(doc, config, own, comments, missing=''):
+    """Print the docstring, then `--key=value  comment` for each key: the script's own, then those that it takes over,
+    with the phase that set them; or that the checkpoint which holds them is missing. Lines of 120 (rank 0)."""
+    def rows(keys, origin=lambda key: ''):
+        flags = {key: f'--{key}={as_text(config[key])}' for key in keys}
+        width = max(map(len, flags.values()), default=0)
+        return [textwrap.fill(origin(key) + comments.get(key, ''), 120, initial_indent=f'  {flags[key]:{width}}  ',
+                              subsequent_indent=' ' * (width + 4)) or f'  {flags[key]}' for key in keys]
+
+    lines, inherited = rows(own), [key for key in config if key not in own]
+    if inherited:
+        lines += ['', f"From {config['init_from']}, unless given here; in brackets the phase that set it:",
+                  *rows(inherited, lambda key: f'[{config.origins[key]}] ')]
+    if missing:
+        lines += ['', f'All settings of the phases before are settings here too; they come from {missing}.']
     if os.environ.get('RANK', '0') == '0':
-        lines = [textwrap.fill(comments[key], 120, initial_indent=f'  {flags[key]:{width}}  ',
-                               subsequent_indent=' ' * (width + 4)) or f'  {flags[key]}' for key in config]
         try:
             print(doc.strip() + '\n', *lines, sep='\n', flush=True)
         except BrokenPipeError:                                        # `| head` has seen enough
@@ -163,10 +231,11 @@ def find_dtype(name, device):
     return torch.bfloat16 if native else torch.float32
 
 
-def start(phase, config):
+def start(phase, config, arch={}):
     """Set up device, ranks (from torchrun's environment), seed and run folder; returns the Run.
 
-    What `resume` writes to `run.json` is collected here: argv, config, versions, git commit, hardware, start time.
+    arch: the sizes of its nets, for the checkpoint. What `resume` writes to `run.json` is collected here: argv, config,
+    versions, git commit, hardware, start time.
     Raises SystemExit(2), after one line, when the device is missing, the batch does not divide evenly, or `out_dir`
     cannot be written.
     """
@@ -193,10 +262,10 @@ def start(phase, config):
     torch.manual_seed(config['seed'])    # the same on all ranks: nets start out equal without a broadcast
     # Before the first step there is nothing to save, so Ctrl-C just ends; Run.steps puts a gentler handler in place.
     signal.signal(signal.SIGINT, lambda *_: fail('interrupted', status=130))
-    run = Run(phase, config, device, rank, world)
+    run = Run(phase, config, device, rank, world, arch)
     sys.excepthook = run.on_error
     run.facts = {'phase': phase, 'argv': [Path(sys.argv[0]).name, *sys.argv[1:]], 'config': config,
-             'commit': run.commit, 'hardware': hardware(device), 'device': str(device), 'dtype': str(run.dtype),
+             'origins': getattr(config, 'origins', {}), 'commit': run.commit, 'hardware': hardware(device), 'device': str(device), 'dtype': str(run.dtype),
              'world': world,
              'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': numpy.__version__},
              'started': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
@@ -246,8 +315,9 @@ DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, 
 class Run:
     """One run of a phase: where it computes, which rank this is, where it writes, and its log."""
 
-    def __init__(self, phase, config, device, rank=0, world=1):
+    def __init__(self, phase, config, device, rank=0, world=1, arch={}):
         self.phase, self.config, self.device, self.rank, self.world = phase, config, device, rank, world
+        self.arch = arch            # sizes of the nets
         self.master = rank == 0
         self.dir = Path(config['out_dir'])
         self.checkpoint = self.dir / 'ckpt.pt'
@@ -265,6 +335,10 @@ class Run:
     def autocast(self):
         """A fresh autocast context: bf16 matrix products where `dtype` says so, otherwise nothing."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def generator(self, step, purpose, device='cpu'):
+        """The random numbers of a step for one of PURPOSES, the same on all ranks."""
+        return generator(self.config['seed'], step, purpose, device)
 
     def say(self, text):
         """Print a line (rank 0), above the progress bar if there is one."""
@@ -386,12 +460,39 @@ class Run:
         row = {f'{prefix}/{name}': finite(value) for name, value in values.items()}
         with open(self.dir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
             file.write(json.dumps({'step': step, **row}) + '\n')
+        if prefix == 'val':
+            write_csv(self.dir)
         for name, value in row.items():
             if self.tensorboard:
                 several = value if isinstance(value, list) else [value]             # one a channel
                 for c, number in enumerate(several):
                     if isinstance(number, (int, float)):
                         self.tensorboard.add_scalar(f'{name}/{c}' if value is several else name, number, step)
+
+
+def evaluations(folder):
+    """The evaluations in a run folder's metrics.jsonl, in order: [{'step', metric: value}]; what was not finite is nan."""
+    path, found = Path(folder, 'metrics.jsonl'), []
+    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
+        row = json.loads(line)
+        if any(key.startswith('val/') for key in row):
+            found.append({key.removeprefix('val/'): math.nan if value is None else value for key, value in row.items()})
+    return found
+
+
+def write_csv(folder):
+    """metrics.csv beside metrics.jsonl: one row an evaluation, a column a metric; a list has a column for each entry."""
+    rows = []
+    for row in evaluations(folder):
+        rows.append({})
+        for key, value in row.items():
+            rows[-1] |= {f'{key}/{k}': v for k, v in enumerate(value)} if isinstance(value, list) else {key: value}
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(Path(folder, 'metrics.csv'), text.getvalue())
 
 
 def open_tensorboard(folder):
@@ -437,6 +538,12 @@ def write_text(path, text):
 def write_json(path, value):
     """Write a value as indented JSON, in one move."""
     write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def generator(seed, step, purpose, device='cpu'):
+    """A torch.Generator that a seed, a step and one of PURPOSES determine; numbers for one purpose do not hang on how
+    many another takes."""
+    return torch.Generator(device).manual_seed(1_000_003 * seed + step + 500_000_003 * PURPOSES.index(purpose))
 
 
 # ---- optimisation ---------------------------------------------------------------------------------------------------
@@ -601,38 +708,39 @@ def gather(x, run):
     return x if run.world == 1 else _Gather.apply(x, run)
 
 
-def contrastive_backward(forward, embed, batch, grad_accum, loss_of_all):
-    """The backward pass of a loss over all rows of `batch` (a tuple of tensors, rows first) and of the losses that need
-    no other row -> (their sum, {term: value}), detached, of this rank's rows.
+def contrastive_backward(forward, embed, loss_of_all, batch, grad_accum):
+    """The backward pass of a loss over all rows of a batch and of the losses that need no other row -> (their sum,
+    {term: value}), detached; terms of this rank's rows.
 
-    forward(part of batch) -> (z, local loss, its terms); embed(part of batch[0]) -> z alone, which is the first thing
-    that forward does; loss_of_all(z) -> scalar. With grad_accum > 1 by gradient caching (Gao et al. 2021), so that
-    memory holds one part at a time: first all z without graphs, then the gradient of the loss at z, then each part
-    again with its share of that gradient; terms are means over the parts. Dropout repeats itself by replaying the
-    random state."""
+    forward(part of the batch) -> (z, local loss, its terms); embed(part) -> z alone, which is the first thing that
+    forward does; loss_of_all(z, batch) -> (scalar, its terms). With grad_accum > 1 by gradient caching (Gao et al.
+    2021), so that memory holds one part at a time: first all z without graphs, then the gradient of the loss at z, then
+    each part again with its share of that gradient; terms are means over the parts. Dropout repeats itself by replaying
+    the random state."""
     if grad_accum == 1:
-        z, local, terms = forward(batch)
-        loss = loss_of_all(z) + local
+        z, local, local_terms = forward(batch)
+        loss, terms = loss_of_all(z, batch)
+        loss = loss + local
         loss.backward()
-        return loss.detach(), {name: value.detach() for name, value in terms.items()}
-    parts, states, cached, means = list(zip(*(rows.chunk(grad_accum) for rows in batch))), [], [], {}
+        return loss.detach(), {name: value.detach() for name, value in (terms | local_terms).items()}
+    parts, states, cached, means = batch.parts(grad_accum), [], [], {}
     for part in parts:
         states.append((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
         with torch.no_grad():
-            cached.append(embed(part[0]))
+            cached.append(embed(part))
     z = torch.cat(cached).requires_grad_()
-    loss = loss_of_all(z)
+    loss, terms = loss_of_all(z, batch)
     loss.backward()
     for part, state, gradient in zip(parts, states, z.grad.split([len(c) for c in cached])):
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1])
-        z, local, terms = forward(part)
+        z, local, local_terms = forward(part)
         ((z * gradient).sum() + local / len(parts)).backward()
         loss = loss.detach() + local.detach() / len(parts)
-        for name, value in terms.items():
+        for name, value in local_terms.items():
             means[name] = means.get(name, 0.0) + value.detach() / len(parts)
-    return loss, means
+    return loss, {name: value.detach() for name, value in terms.items()} | means
 
 
 def average_gradients(nets, run):
@@ -648,10 +756,10 @@ def average_gradients(nets, run):
 
 # ---- checkpoints and gates ------------------------------------------------------------------------------------------
 
-def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
+def save(run, step, nets, optimizer, ema, state):
     """Write `ckpt.pt` (rank 0): all it takes to go on from the top of `step`. After Ctrl-C, ends with status 130.
 
-    metrics: last evaluation; arch: sizes the nets are built from; extra: more plain values and tensors.
+    state: what else a resumed run needs, plain values and tensors; state['metrics'] is the last evaluation.
     The file is replaced in one move: a kill at any moment leaves the old one or the new one. Raises SystemExit(1),
     after one line, when weights are not finite or the disk refuses; the old file stays.
     """
@@ -664,8 +772,9 @@ def save(run, step, nets, optimizer, ema, metrics, arch, extra={}):
         dist.all_gather_object(states, random_state(run))
     if run.master:
         write_checkpoint(run.checkpoint, {
-            'phase': run.phase, 'step': step, 'arch': plain(arch), 'config': run.config, 'commit': run.commit,
-            'metrics': plain(metrics), 'history': plain(run.history), 'extra': extra,
+            'phase': run.phase, 'step': step, 'arch': run.arch, 'config': dict(run.config), 'commit': run.commit,
+            'origins': run.config.origins, 'history': plain(run.history), 'metrics': plain(state['metrics']),
+            'state': {name: value for name, value in state.items() if name != 'metrics'},
             'nets': {name: dict(net.state_dict()) for name, net in nets.items()}, 'ema': ema.state_dict(),
             'optimizer': optimizer.state_dict(), 'rng': states})
         add_pictures(run, step)
@@ -698,12 +807,12 @@ def write_checkpoint(path, checkpoint):
         fail(f'cannot save {path}: {cause}; an older checkpoint there is untouched', status=1)
 
 
-HOLDS = ('step', 'arch', 'config', 'metrics', 'history', 'nets', 'ema', 'optimizer', 'rng', 'extra')
+HOLDS = ('step', 'arch', 'config', 'origins', 'metrics', 'history', 'nets', 'ema', 'optimizer', 'rng', 'state')
 
 
-def load_checkpoint(path, phase, made_by, holds=HOLDS):
+def load_checkpoint(path, phase, made_by, holds=HOLDS, mmap=False):
     """Read a checkpoint as CPU tensors. phase: 'p1', or a tuple of those that will do; made_by: command that makes it;
-    holds: keys that it must have.
+    holds: keys that it must have; mmap: tensors stay on disk until they are looked at.
 
     Returns the dict that `save` wrote. Raises SystemExit(2), after one line, when the file is missing, truncated, holds
     more than plain data (nothing in it is ever run) or is of another phase.
@@ -713,7 +822,7 @@ def load_checkpoint(path, phase, made_by, holds=HOLDS):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')    # about a pickle that is not ours; the line below says it better
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
         found, _ = checkpoint['phase'], [checkpoint[key] for key in holds]
     except Exception as error:    # a damaged zip or pickle raises a dozen different types
         fail(f'{path} is truncated or no checkpoint of ours ({type(error).__name__}); make it with: {made_by}')
@@ -734,22 +843,22 @@ def load_weights(nets, checkpoint, names):
                  'another version of model.py; run the phases again')
 
 
-def resume(run, nets, optimizer, ema, tokenizer=None):
-    """With config['resume'], restore nets, optimizer, EMA, random state and history; returns the checkpoint dict.
+def resume(run, nets, optimizer, ema, state):
+    """With config['resume'], restore nets, optimizer, EMA, random state, history and `state`, in place; returns the step
+    to go on from.
 
-    Returns None when the run starts afresh; checkpoint, log and gate in the folder are then kept under `.old` names.
+    Returns 0 when the run starts afresh; checkpoint, log and gate in the folder are then kept under `.old` names.
     Raises SystemExit(2), after one line, when the checkpoint cannot be read, is of nets of other sizes or has learnt
-    other token ids than those of `tokenizer`; nothing in the folder has changed then. Decay and scales of the optimizer
-    are those of this run's config. From here on each rank draws its own dropout and noise.
+    other token ids than state['tokenizer']; nothing in the folder has changed then. Decay and scales of the optimizer
+    are those of this run's config. From here on each rank draws its own dropout.
     """
     if not (run.config['resume'] and run.checkpoint.exists()):
         start_over(run)
         own_random_state(run)
         write_facts(run)
-        return None
+        return 0
     checkpoint = load_checkpoint(run.checkpoint, run.phase, f'python {Path(sys.argv[0]).name} --resume=false')
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, checkpoint)
+    check_tokenizer(state.get('tokenizer'), checkpoint)
     try:
         for name, net in nets.items():
             net.load_state_dict(checkpoint['nets'][name])
@@ -780,7 +889,8 @@ def resume(run, nets, optimizer, ema, tokenizer=None):
               if key not in ('out_dir', 'init_from', 'resume') and value != checkpoint['config'].get(key)]
     run.say(f'resumed {run.checkpoint} at step {run.saved_step}' + ', with other settings: ' * bool(differ)
             + ', '.join(differ))
-    return checkpoint
+    state.update(checkpoint['state'], metrics=checkpoint['metrics'])
+    return run.saved_step
 
 
 def write_facts(run):
@@ -789,9 +899,9 @@ def write_facts(run):
         write_json(run.dir / 'run.json', run.facts)
 
 
-def check_tokenizer(tokenizer, checkpoint):
-    """SystemExit(2), after one line, if the nets of a checkpoint have learnt other token ids."""
-    if checkpoint['extra']['tokenizer'] != tokenizer.state():
+def check_tokenizer(tokens, checkpoint):
+    """SystemExit(2), after one line, if the nets of a checkpoint have learnt other token ids than Tokenizer.state()."""
+    if checkpoint['state'].get('tokenizer') != tokens:
         fail('the checkpoint has learnt other token ids: the corpus or data.py has changed since; start again with '
              'p1_canvas.py')
 
@@ -805,7 +915,7 @@ def own_random_state(run):
 def start_over(run):
     """Rename what earlier runs left in the folder to `.old`, `.old2`, ..., so that a forgotten --resume=true loses
     nothing, however often it is forgotten."""
-    names = 'ckpt.pt', 'metrics.jsonl', 'gate.json', 'samples.jsonl', 'run.json'
+    names = 'ckpt.pt', 'metrics.jsonl', 'metrics.csv', 'gate.json', 'samples.jsonl', 'run.json'
     ending = next(ending for ending in ('.old', *(f'.old{n}' for n in range(2, 10_000)))
                   if not any((run.dir / f'{name}{ending}').exists() for name in names))
     if run.config['resume']:
@@ -817,11 +927,17 @@ def start_over(run):
             os.replace(run.dir / name, run.dir / f'{name}{ending}')
 
 
-def inherit(run, path, phase, made_by):
-    """load_checkpoint of the phase before; says its sizes and how its gate stood, and keeps both in `run.history`."""
-    checkpoint = load_checkpoint(path, phase, made_by)
+def inherit(run):
+    """The checkpoint that `init_from` names, of the phase before; says its sizes, the settings that come from it where
+    they are not the scripts' defaults, and how its gate stood; keeps all of that in `run.history`."""
+    path, before = run.config['init_from'], f'p{int(run.phase[1]) - 1}'
+    checkpoint = load_checkpoint(path, before, f'python {scripts(before)[-1].name}')
     sizes = ', '.join(f'{key} {value}' for key, value in checkpoint['arch'].items())
     run.say(f"from {path} ({checkpoint['phase']}, step {checkpoint['step']}): {sizes}")
+    usual = {key: value for script in scripts(before) for key, value in defaults(script).items()}
+    changed = [f'{key} {as_text(run.config[key])} ({run.config.origins[key]})' for key, value in usual.items()
+               if key not in checkpoint['arch'] and run.config.origins[key] != run.phase and run.config[key] != value]
+    run.say(f"settings taken over, where not the usual: {', '.join(changed) or 'none'}")
     gate = previous_gate(path)
     entry = {key: checkpoint[key] for key in ('phase', 'step', 'config', 'metrics')}
     run.history = checkpoint['history'] + [{**entry, 'pass': gate['pass'] if gate else None}]
