@@ -29,18 +29,19 @@ from types import SimpleNamespace
 
 import numpy as np
 
-import launch
 import p6_diffusion
 import plot
 import runtime
-from launch import MINUTES, PRESETS, SCRIPTS, Run, diverged, ended, own_settings, settings, sources_of, to_do
+from runs.presets import PRESETS
+from tools import launch
+from tools.launch import MINUTES, SCRIPTS, Run, diverged, ended, own_settings, settings, sources_of, to_do
 
 out_dir = 'out/p7'        # the runs, the table and the figure
 seeds = 3                 # runs of each ablation, seeds 0, 1, ...
 only = 'plan'             # plan: its pieces, masking and readout; ours: what departs from it; slopes: other target
                           # slopes; all; or names separated by commas. The baseline is always there.
-preset = 'cpu'            # cpu: the ablation size (launch.PRESETS); gpu: the plan's, fewer steps; smoke: two steps, for
-                          # tests. The table and the figures are of the one that ran last
+preset = 'cpu'            # cpu: a small model; gpu: the plan's, fewer steps; smoke: two steps, for tests (the ablation
+                          # sizes of runs/presets.py). The table and the figures are of the one that ran last
 jobs = 0                  # runs at the same time; 0: one a GPU, or two on a CPU (a thread each beats two threads)
 dry_run = False           # list the commands and the estimated time, run nothing
 draw_only = False         # draw the tables and the figure of what has ended, run nothing
@@ -48,45 +49,36 @@ device = 'auto'
 config = runtime.configure(globals())
 
 HERE = Path(__file__).parent
-CONTRAST, PRIOR, LATER = ('p2', 'p3', 'p5'), ('p1', 'p2', 'p3', 'p5'), ('p3', 'p5')
-
-
-def ablation(phases, words, **more):
-    """{phase: words} of a piece that is switched off in several phases; more: extra words for one phase."""
-    return {phase: f'{words} {more.get(phase, "")}' for phase in phases}
-
-
+# {name: {phase: words}}: what is switched off, in the first phase that has it; later phases take that over.
 ABLATIONS = {
     'baseline': {},
-    **{name: ablation(PRIOR, f'--lambda_{name}=0') for name in ('spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var')},
+    **{name: {'p1': f'--lambda_{name}=0'} for name in ('spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var')},
     # nothing ends a stage without a contrast, and an untrained z finds no pairs
-    'InfoNCE': ablation(LATER, '--lambda_nce=0 --mine_pairs=false') | {
-        'p2': '--lambda_nce=0 --staged=false --mine_every=0'},
+    'InfoNCE': {'p2': '--lambda_nce=0 --staged=false --mine_every=0', 'p3': '--mine_at_start=false'},
     'round trip': {'p5': '--lambda_cycle=0'},
     'copy suppression': {'p5': '--lambda_copy=0'},
-    'jitter': ablation(LATER, '--lambda_inv=0 --jitter_prob=0'),
+    'jitter': {'p3': '--lambda_inv=0 --jitter_prob=0'},
     # nor without counterfactuals: compared with 'stages (ours)', which has none either
-    'counterfactual negatives': ablation(CONTRAST, '--negatives=0', p2='--staged=false'),
-    'masking of false negatives': ablation(CONTRAST, '--mask_false_negatives=false'),
+    'counterfactual negatives': {'p2': '--negatives=0 --staged=false'},
+    'masking of false negatives': {'p2': '--mask_false_negatives=false'},
     'pyramid readout': {'p2': '--pyramid=false'},
     # what is ours and not the plan's. Without stages z is asked from step 250 on which scenes it confuses, with them
     # from some 750 on, and knows less then; without var what holds the size of a canvas goes, which common can grow.
     'stages (ours)': {'p2': '--staged=false'},
-    'stages and mined pairs (ours)': {'p2': '--staged=false --mine_every=0'} | ablation(LATER, '--mine_pairs=false'),
-    'var and common (ours)': ablation(PRIOR, '--lambda_var=0 --lambda_common=0'),
-    'all hard negatives (ours)': ablation(LATER, '--negatives=0 --mine_pairs=false') | {
-        'p2': '--negatives=0 --staged=false --mine_every=0'},
+    'stages and mined pairs (ours)': {'p2': '--staged=false --mine_every=0', 'p3': '--mine_at_start=false'},
+    'var and common (ours)': {'p1': '--lambda_var=0 --lambda_common=0'},
+    'all hard negatives (ours)': {'p2': '--negatives=0 --staged=false --mine_every=0', 'p3': '--mine_at_start=false'},
     # nothing to wait for: the priors are there from step 0
-    'reading (ours)': ablation(('p1', 'p2', 'p3'), '--lambda_rec=0'),
-    'common (ours)': ablation(PRIOR, '--lambda_common=0'),
-    'lattice (ours)': ablation(PRIOR, '--lambda_lattice=0'),
-    'mined pairs (ours)': {'p2': '--mine_every=0'} | ablation(LATER, '--mine_pairs=false'),
-    'anchors (ours)': ablation(CONTRAST, '--anchors=false'),
-    'paraphrase training (ours)': ablation(('p4', 'p5'), '--paraphrase_share=0')}
+    'reading (ours)': {'p1': '--lambda_rec=0'},
+    'common (ours)': {'p1': '--lambda_common=0'},
+    'lattice (ours)': dict.fromkeys(('p1', 'p3', 'p5'), '--lambda_lattice=0'),      # P3 and P5 set it themselves
+    'mined pairs (ours)': {'p2': '--mine_every=0', 'p3': '--mine_at_start=false'},
+    'anchors (ours)': {'p2': '--anchors=false'},
+    'paraphrase training (ours)': {'p4': '--paraphrase_share=0'}}
 AGAINST = {'counterfactual negatives': 'stages (ours)'}     # what a row is compared with, if not with the baseline
 SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # the baseline's is 2
 PLAN = [name for name in ABLATIONS if name != 'baseline' and '(ours)' not in name]
-ABLATIONS |= {name: ablation(PRIOR, f'--alpha={alpha}') for name, alpha in SLOPES.items()}
+ABLATIONS |= {name: {'p1': f'--alpha={alpha}'} for name, alpha in SLOPES.items()}
 GROUPS = {'all': list(ABLATIONS), 'ours': [name for name in ABLATIONS if '(ours)' in name], 'slopes': list(SLOPES),
           'plan': PLAN}
 
@@ -115,31 +107,39 @@ def home(name, seed):
     return Path(out_dir, preset, re.sub(r'\W+', '_', name).strip('_'), f'seed{seed}')
 
 
+def words_of(name, phase):
+    """The words that make a phase of an ablation what it is; as many sentences a step without counterfactuals as with
+    them."""
+    words, changes = PRESETS[f'ablation_{preset}'.removesuffix('_cpu')][phase], ABLATIONS[name].get(phase, '')
+    if '--negatives=0' in ABLATIONS[name].get('p2', ''):
+        usual = settings(*((p, tuple(words_of('baseline', p).split())) for p in SCRIPTS if p <= phase))
+        contrasts = phase in ('p2', 'p3', 'p5')
+        changes += f" --batch_size={usual.batch_size * (1 + usual.negatives if contrasts else 1)}"
+    return f'{words} {changes}'
+
+
 def runs(names, of_seeds=None):
     """All runs of these ablations, baselines first, of the seeds asked for or of these. What comes before the first
     phase that an ablation changes is the baseline's and stands there only."""
-    found, prior = [], not SLOPES.keys().isdisjoint(names)      # slopes are also judged by P6's U-Net
+    listed, prior = [], not SLOPES.keys().isdisjoint(names)     # slopes are also judged by P6's U-Net
     for name in ['baseline', *(n for n in names if n != 'baseline')]:
         for seed in range(seeds) if of_seeds is None else of_seeds:
-            before, own = None, name == 'baseline'
+            before, branched, chain = None, name == 'baseline', []
             for phase, script in SCRIPTS.items():
                 if phase == 'p6' and not (prior and name in ('baseline', *SLOPES)):
                     continue
-                own = own or phase in ABLATIONS[name]
-                folder = home(name if own else 'baseline', seed) / phase
-                if own:
-                    words = PRESETS[preset][phase].split()
-                    words += [word.replace('max_steps', 'lr_steps') for word in words if 'max_steps' in word]
-                    usual, changes = settings(phase, tuple(words)), ABLATIONS[name].get(phase, '').split()
-                    words += changes                                          # the later word wins
-                    if '--negatives=0' in changes:                            # as many sentences a step as with them
-                        words.append(f"--batch_size={usual['batch_size'] * (1 + usual['negatives'])}")
+                branched = branched or phase in ABLATIONS[name]
+                words = words_of(name if branched else 'baseline', phase).split()
+                words += [f'--seed={seed}', '--ema_decay=0.99'] if phase == 'p1' else []
+                folder = home(name if branched else 'baseline', seed) / phase
+                chain.append((phase, tuple(words)))
+                if branched:
                     origin = [f'--init_from={before}'] if before else []
-                    found.append(Run(name, seed, phase, folder, before, [
-                        sys.executable, str(HERE / script), f'--out_dir={folder}', *origin, f'--seed={seed}',
-                        '--ema_decay=0.99', '--resume=true', f'--device={device}', *words]))
+                    listed.append(Run(name, seed, phase, folder, before, [
+                        sys.executable, str(HERE / script), f'--out_dir={folder}', *origin, '--resume=true',
+                        f'--device={device}', *words], settings(*chain)))
                 before = folder / 'ckpt.pt'
-    return found
+    return listed
 
 
 def metrics_of(folder):
@@ -343,9 +343,9 @@ def charts(found, logged):
 
 
 def main():
-    if preset not in PRESETS or min(seeds, jobs + 1) < 1:
-        runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects one of {", ".join(PRESETS)}, at least '
-                     'one seed, and jobs that are not negative')
+    if preset not in ('cpu', 'gpu', 'smoke') or min(seeds, jobs + 1) < 1:
+        runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects cpu, gpu or smoke, at least one seed, and '
+                     'jobs that are not negative')
     names = list(GROUPS.get(only) or [name.strip() for name in only.split(',')])
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')

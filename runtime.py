@@ -872,10 +872,10 @@ def resume(run, nets, optimizer, ema, state):
         fail(f'{run.checkpoint} does not fit the nets of these settings: {str(error)[:200]}')
     run.history, run.saved_step = checkpoint['history'], checkpoint['step']
     if len(checkpoint['rng']) == run.world:
-        state = checkpoint['rng'][run.rank]
-        torch.set_rng_state(state['cpu'])
-        if run.device.type == 'cuda' and state['cuda'] is not None:
-            torch.cuda.set_rng_state(state['cuda'], run.device)
+        own = checkpoint['rng'][run.rank]
+        torch.set_rng_state(own['cpu'])
+        if run.device.type == 'cuda' and own['cuda'] is not None:
+            torch.cuda.set_rng_state(own['cuda'], run.device)
     else:                              # other ranks than it was saved by
         own_random_state(run)
     log = run.dir / 'metrics.jsonl'

@@ -5,9 +5,10 @@
     python sample.py --interactive=true                                    # the same for every line typed
     python sample.py --draw=8 --init_from=out/p6/ckpt.pt                   # sentences read in canvases drawn from noise
     python sample.py --embed=sentences.txt --out=z.npy                     # (lines, 256) float32 of unit norm
-In Python: `TextCanvas('out/p5/ckpt.pt').encode(['a red cube is on a blue ball'])`.
+In Python: `TextCanvas().encode(['a red cube is on a blue ball'])`.
 
-Reads:  out/p5/ckpt.pt, or P6's      Writes: out/sample/*.png, or the file named by --out
+Reads:  pretrained/model.pt, or the last P5 or P6 in out/ that has ended
+Writes: out/sample/*.png, or the file named by --out
 """
 import os
 import random
@@ -16,29 +17,29 @@ import warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import data
+import grammar
 import runtime
-from model import BOS, PARA, build_decoder, build_encoder, build_readout, build_unet
+from model import BOS, PARA, build
 
-init_from = 'out/p5/ckpt.pt'   # a checkpoint of P5 or P6
+init_from = ''            # a checkpoint of P5 or P6; '' is the newest in out/, or else the model that comes with this
 text = ''                 # a sentence
 text2 = ''                # another one, to compare it with
 interactive = False       # ask for sentences until an empty line
 embed = ''                # a file of sentences, one a line
 out = 'z.npy'             # where the embeddings go
 canvas = False            # with embed: also write the canvases, beside them as <out>_canvas.npy, float16
-draw = 0                  # so many canvases from the diffusion prior of P6
-paraphrases = 4           # the plan's k
+draw = 0                  # >= 0: so many canvases from the diffusion prior of P6
+paraphrases = 4           # >= 1: the plan's k
 top_p = 0.9               # nucleus that they are drawn from
 walk = 7                  # canvases from text to text2, both included
 figures = 'out/sample'    # folder of the pictures; '' draws none
-batch_size = 256          # sentences encoded at once
+batch_size = 256          # >= 1: sentences encoded at once
 seed = 0                  # of what is drawn at random
 device = 'auto'
 dtype = 'auto'
@@ -48,32 +49,38 @@ CHUNK = 16_384            # lines held in memory while a file is embedded
 LONGEST_LINE = 10_000     # characters of a line that are looked at: far more than any max_length tokens
 
 
-def build(arch):
-    """The nets of P5, and P6's U-Net where there is one. Not by the phases' own build(): they import matplotlib, and a
-    cold start should not wait for it."""
-    nets = {'encoder': build_encoder(arch), 'readout': build_readout(arch), 'decoder': build_decoder(arch)}
-    return nets | ({'unet': build_unet(arch)} if 'unet_dim' in arch else {})
+HOLDS = 'step', 'arch', 'config', 'ema', 'state'
+
+
+def newest():
+    """The checkpoint of P5 or P6 in out/ that ended last, or the model that comes with the repository if that is newer
+    or there is none."""
+    ended = [path for path in (Path('out/p5/ckpt.pt'), Path('out/p6/ckpt.pt')) if path.with_name('gate.json').is_file()]
+    shipped = Path(__file__).parent / 'pretrained' / 'model.pt'
+    found = [path for path in (shipped, *ended) if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=shipped)
 
 
 class TextCanvas:
-    """A trained model as functions of sentences. path: a checkpoint of P5 or P6; SystemExit(2), after one line, if it
-    is none. Sentences are normalised as in training (data.normalize): capitals and punctuation do not matter. A
-    sentence of no words is the empty sentence and has an embedding too; what is longer than `max_length` tokens is
-    cut; an unknown word is read letter by letter."""
+    """A trained model as functions of sentences. path: a checkpoint of P5 or P6, '' as newest() says; SystemExit(2),
+    after one line, if it is none. Sentences are normalised as in training (grammar.normalize): capitals and punctuation
+    do not matter. A sentence of no words is the empty sentence and has an embedding too; what is longer than
+    `max_length` tokens is cut; an unknown word is read letter by letter."""
 
-    def __init__(self, path='out/p5/ckpt.pt', device='auto', dtype='auto'):
-        checkpoint = runtime.load_checkpoint(path, ('p5', 'p6'), 'bash runs/cpu.sh')
+    def __init__(self, path='', device='auto', dtype='auto'):
+        self.path = Path(path or newest())
+        checkpoint = runtime.load_checkpoint(self.path, ('p5', 'p6'), 'bash runs/cpu.sh', HOLDS)
         self.device, self.arch, self.phase = runtime.find_device(device), checkpoint['arch'], checkpoint['phase']
-        self.knobs = checkpoint['config']
-        self.has_prior = self.knobs.get('lambda_prior', 0) > 0                # P6, and not its control
+        self.config, self.step = runtime.Config(checkpoint['config']), checkpoint['step']
+        self.has_prior = self.config.get('lambda_prior', 0) > 0               # P6, and not its control
         bf16 = runtime.find_dtype(dtype, self.device) == torch.bfloat16
-        self.run = SimpleNamespace(device=self.device, autocast=lambda: torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=bf16))
-        self.nets = {name: net.to(self.device).eval() for name, net in build(self.arch).items()}
+        self.autocast = partial(torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=bf16)
+        self.nets = build(self.config, 'encoder', 'readout', 'decoder', *(['unet'] if self.phase == 'p6' else []))
+        self.nets.to(self.device).eval()
         runtime.load_weights(self.nets, checkpoint, self.nets)
-        self.tokenizer = data.Tokenizer.load(checkpoint['extra']['tokenizer'])
+        self.tokenizer = data.Tokenizer.load(checkpoint['state']['tokenizer'])
         self.max_length = self.arch['max_length']
-        self.mean, self.std = (checkpoint['extra'].get(name) for name in ('mean', 'std'))     # of P6's canvases
+        self.mean, self.std = (checkpoint['state'].get(name) for name in ('mean', 'std'))     # of P6's canvases
         self.cut = 0                                          # sentences that were too long, so far
 
     def tokens(self, sentences):
@@ -91,7 +98,7 @@ class TextCanvas:
             rows = order[start:start + batch_size]
             width = -(-max(len(ids[i]) for i in rows) // 8) * 8
             x = torch.tensor([ids[i] + [data.PAD] * (width - len(ids[i])) for i in rows], device=self.device)
-            with self.run.autocast():
+            with self.autocast():
                 V = self.nets['encoder'](x[:, :self.max_length])
                 yield rows, V, self.nets['readout'](V)
 
@@ -118,7 +125,7 @@ class TextCanvas:
         """What the decoder reads in canvases V (N, C, H, W): N sentences. start: BOS says it again, PARA in other
         words; top_p > 0 draws from the nucleus with `generator`, 0 takes the likeliest token."""
         u = torch.rand(len(V), self.max_length, generator=generator).to(V.device)
-        with self.run.autocast():
+        with self.autocast():
             z = self.nets['readout'](V)
             for length in (min(24, self.max_length), self.max_length):       # few sentences are longer than 24 tokens
                 ids = self.nets['decoder'].generate(V, z, length, start, top_p, u[:, :length])
@@ -130,15 +137,15 @@ class TextCanvas:
 def counterfactuals(sentence, rand):
     """[(family, sentence)]: the scene of a sentence with one thing changed, all that 40 draws of each family find, each
     in the plainest words; [] for a sentence that the checker cannot read."""
-    scene = data.parse(sentence)
+    scene = grammar.parse(sentence)
     if scene is None:
         return []
     found = {}
-    for family in data.FAMILIES:
+    for family in grammar.FAMILIES:
         for _ in range(40):
-            other = data.counterfactual(scene, family, rand)
+            other = grammar.counterfactual(scene, family, rand)
             if other:
-                found.setdefault(data.canonical(other, lambda: 0.0), family)
+                found.setdefault(grammar.canonical(other, lambda: 0.0), family)
     return [(family, other) for other, family in found.items()]
 
 
@@ -156,8 +163,8 @@ def rouge_l(a, b):
 
 def describe(model, sentence, generator):
     """Print what the model makes of a sentence, and draw it."""
-    plain = data.normalize(sentence)
-    scene = data.parse(plain)
+    plain = grammar.normalize(sentence)
+    scene = grammar.parse(plain)
     unknown = '' if scene else '   (not of the built-in grammar: no Graph F1, no counterfactuals)'
     print(f'read as      {plain}{unknown}')
     V, z = model.read([plain])
@@ -168,7 +175,7 @@ def describe(model, sentence, generator):
     _, z_said = model.read(said)
     print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {'Graph F1':>8s}")
     for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True):
-        f1 = f'{data.graph_f1(scene, data.parse(other)):8.2f}' if scene else f"{'-':>8s}"
+        f1 = f'{grammar.graph_f1(scene, grammar.parse(other)):8.2f}' if scene else f"{'-':>8s}"
         print(f"paraphrase   {cosine:6.2f}  {rouge_l(plain, other):7.2f}  {f1}  {other}")
     if len(said) < paraphrases:
         print(f"{'':12s} {paraphrases - len(said)} of {paraphrases} were drawn twice")
@@ -185,9 +192,10 @@ def describe(model, sentence, generator):
 def picture(model, sentence, V, z):
     """One figure: the six channels, their mean, and where the decoder looks as it says each token."""
     import plot
-    from p4_decoder import attention_maps
+    from metrics import attention_maps
     ids = model.tokens([sentence])[0]
-    maps = attention_maps(model.nets['decoder'], V, z, torch.tensor([ids], device=model.device), model.run)[0]
+    maps = attention_maps(model.nets['decoder'], V, z, torch.tensor([ids], device=model.device),
+                          model.autocast)[0]
     words = [model.tokenizer.decode([i]) if i >= data.SPECIALS else '.' for i in ids]
     name = '_'.join(sentence.split())[:80].encode()[:200].decode(errors='ignore') or 'empty'    # file names are bytes
     arrays = {'V': plot.as_array(V[0]), 'maps': plot.as_array(maps), 'words': words, 'title': sentence}
@@ -210,7 +218,7 @@ def compare(model, first, second):
     V, z = model.read([first, second])
     print(f'cosine       {(z[0] @ z[1]).item():.3f}')
     shares = torch.linspace(0, 1, walk, device=V.device)[:, None, None, None]
-    with torch.no_grad(), model.run.autocast():
+    with torch.no_grad(), model.autocast():
         between = (1 - shares) * V[0] + shares * V[1]
         cosines = model.nets['readout'](between).float() @ z.float().T
     for share, sentence, (a, b) in zip(shares.flatten().tolist(), model.say(between), cosines.tolist()):
@@ -220,13 +228,14 @@ def compare(model, first, second):
 def draw_canvases(model, n, generator):
     """n canvases from the diffusion prior, what is read in them, and their montage."""
     import plot
-    from p6_diffusion import ddim, noise_in, reading
-    checked, shape = not model.arch['data']['corpus'], (n, model.arch['channels'], *2 * (model.arch['size'],))
+    from p6_diffusion import ddim, predict_eps, reading
+    config, checked = model.config, not model.config.corpus
+    shape = n, config.channels, config.size, config.size
     noise = torch.randn(shape, generator=generator).to(model.device)
-    eta, steps = (model.knobs[name] for name in ('eta', 'sample_steps'))                # as P6 drew its own
-    V = ddim(partial(noise_in, model.nets['unet']), noise, steps, eta, generator, model.run)
+    predict = partial(predict_eps, model.nets['unet'])
+    V = ddim(predict, noise, config.sample_steps, config.eta, generator, model.autocast)      # as P6 drew its own
     V = V * model.std.to(model.device) + model.mean.to(model.device)
-    read, sentences = reading(model.nets, V, model.tokenizer, model.run, model.max_length, checked)
+    read, sentences = reading(model.nets, V, model.tokenizer, model.autocast, model.max_length, checked)
     for sentence in sentences:
         print(sentence)
     print((f"the checker reads {read['parsed']:.0%}; " if checked else '') + f"distinct {read['distinct']:.0%}")
@@ -289,7 +298,7 @@ def fill(arrays, model, path, total):
         chunk = list(islice(lines, min(CHUNK, total - first)))
         if not chunk:
             runtime.fail(f'--embed={path}: lost lines while it was read; {first} of {total} were embedded')
-        empty += sum(not data.normalize(line) for line in chunk)
+        empty += sum(not grammar.normalize(line) for line in chunk)
         for rows, V, z in model.forward(chunk, batch_size):
             at = np.array(rows) + first
             arrays[0][at] = z.float().cpu().numpy()
@@ -303,29 +312,33 @@ def fill(arrays, model, path, total):
     return empty
 
 
+def shown(path):
+    """A path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def main():
     if text2 and not text:
         runtime.fail('--text2 is compared with --text, which is missing')
     if not (text or interactive or embed or draw):
         runtime.fail('nothing to do: --text="a red cube is on a blue ball", --interactive=true, --embed=FILE, --draw=8')
-    if min(paraphrases, batch_size) < 1 or draw < 0:
-        runtime.fail(f'--paraphrases={paraphrases} --batch_size={batch_size} --draw={draw}: expects at least 1, 1, 0')
     if not 0 < top_p <= 1 or walk < 2:
         runtime.fail(f'--top_p={top_p} --walk={walk}: expects more than 0 and at most 1; at least 2 canvases')
     if embed and not Path(embed).is_file():
         runtime.fail(f'--embed={embed}: no such file')
     model = TextCanvas(init_from, device, dtype)
+    print(f'model        {shown(model.path)} ({model.phase.upper()}, step {model.step})')
     generator = torch.Generator().manual_seed(seed)
     if embed:
         embed_file(model, embed, out, canvas)
     if draw:
         if not model.has_prior:
-            runtime.fail(f'{init_from} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
+            runtime.fail(f'{shown(model.path)} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
         draw_canvases(model, draw, generator)
     if text:
         describe(model, text, generator)
         if text2:
-            compare(model, data.normalize(text), data.normalize(text2))
+            compare(model, grammar.normalize(text), grammar.normalize(text2))
     while interactive:
         try:
             line = input('sentence> ')

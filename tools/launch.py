@@ -1,5 +1,5 @@
-"""Command lines of the phase scripts: their sizes in ablations, drills and benchmarks; and many that wait for each
-other, several at a time: which are still to be done, and doing them. What p7_ablate.py needs that is not its idea.
+"""Many command lines of the phase scripts that wait for each other, several at a time: which are still to be done, and
+doing them. What p7_ablate.py needs that is not its idea.
 """
 import fcntl
 import importlib
@@ -17,54 +17,20 @@ import torch
 
 import runtime
 
-SCRIPTS = {'p1': 'p1_canvas.py', 'p2': 'p2_contrast.py', 'p3': 'p3_jitter.py', 'p4': 'p4_decoder.py',
-           'p5': 'p5_roundtrip.py', 'p6': 'p6_diffusion.py'}
-# cpu: the sizes of runs/cpu.sh, evaluated at their ends, all families of counterfactuals constructed. P2 is as long as
-# there: in half the steps the table shows little but when its stages end. The others are half as long, P4 without its
-# controls, and P6 has one joint step, for with that it measures what P5 did. smoke: the least that runs.
-PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
-PRESETS = {
-    'cpu': {
-        'p1': '--num_scenes=20000 --vocab_size=768 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 '
-              '--hidden=256 --cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0.0 '
-              f'--batch_size=64 --learning_rate=2e-3 --warmup_steps=50 --prior_samples=32 {PRIORS} '
-              '--max_steps=500 --eval_every=500',
-        'p2': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=1e-3 --warmup_steps=50 {PRIORS} '
-              '--temperature=0.1 --mine_every=250 --leave_out= --max_steps=2000 --eval_every=2000',
-        'p3': f'--batch_size=16 --rec_samples=48 --prior_samples=32 --learning_rate=5e-4 --warmup_steps=20 {PRIORS} '
-              '--temperature=0.1 --leave_out= --lambda_lattice=0.2 --max_steps=150 --eval_every=150',
-        'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dropout=0.0 --batch_size=64 '
-              '--controls=false --learning_rate=2e-3 --warmup_steps=50 --max_steps=800 --eval_every=800',
-        'p5': '--batch_size=16 --dec_samples=64 --generated=16 --prior_samples=32 --learning_rate=1e-3 '
-              f'--warmup_steps=20 {PRIORS} --temperature=0.1 --leave_out= --max_steps=150 --eval_every=150',
-        'p6': '--unet_dim=32 --unet_steps=399 --unet_batch=32 --buffer_size=2048 --refresh=16 '
-              '--unet_learning_rate=1e-3 --batch_size=16 --prior_rows=16 --drawn=64 --sample_steps=30 '
-              '--max_steps=400 --eval_every=400'},
-    'gpu': {'p1': '--max_steps=4000', 'p2': '--max_steps=4000 --leave_out=', 'p3': '--max_steps=1000 --leave_out=',
-            'p4': '--max_steps=3000 --controls=false', 'p5': '--max_steps=1000 --leave_out=',
-            'p6': '--unet_steps=2999 --max_steps=3000'},
-    'smoke': {
-        'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
-              '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 '
-              '--max_steps=2 --eval_every=2',
-        'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 --max_steps=2 --eval_every=2',
-        'p3': '--batch_size=4 --max_steps=2 --eval_every=2',
-        'p4': '--batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 --dec_hidden=64 --controls=false --max_steps=2',
-        'p5': '--batch_size=4 --generated=4 --max_steps=2 --eval_every=2',
-        'p6': '--batch_size=4 --unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --drawn=8 --sample_steps=2 '
-              '--max_steps=2'}}
-MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # of preset cpu, beside one other run
+SCRIPTS = {path.name[:2]: path.name for path in runtime.scripts('p6')}
+MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # at the sizes of `ablation`, beside one other run
 
 
 class Run(NamedTuple):
     """One phase of one chain: a name and a seed to be called by, its folder (what it prints goes to run.log there), the
-    checkpoint that it starts from (None for P1) and its command line."""
+    checkpoint that it starts from (None for P1), its command line, and the settings that this makes."""
     name: str
     seed: int
     phase: str
     folder: Path
     before: Path | None
     command: list
+    settings: runtime.Config = {}
 
 
 def diverged(run):
@@ -83,10 +49,13 @@ def finished(run):
 
 
 @cache
-def settings(phase, words):
-    """{key: value} of a phase script under these words of a command line (a tuple)."""
+def settings(*chain):
+    """The settings of the last of some phases that are run one after the other, each from the one before; chain: of
+    (phase, words of its command line), words a tuple."""
+    *earlier, (phase, words) = chain
     module = vars(importlib.import_module(SCRIPTS[phase].removesuffix('.py')))
-    return runtime.configure(dict(module), list(words))
+    before = settings(*earlier) if earlier else None
+    return runtime.configure(dict(module), words, after=earlier[-1][0] if earlier else '', inherited=before)
 
 
 def own_settings(run):
@@ -94,9 +63,9 @@ def own_settings(run):
     facts = run.folder / 'run.json'
     if not facts.is_file():
         return True
-    made, usual = json.loads(facts.read_text(encoding='utf-8'))['config'], settings(run.phase, ())
-    wanted = settings(run.phase, tuple(run.command[2:]))
-    return all(made.get(key, usual[key]) == value for key, value in wanted.items()      # what is missing came later
+    made = json.loads(facts.read_text(encoding='utf-8'))['config']
+    usual = settings(*((phase, ()) for phase in SCRIPTS if phase <= run.phase))
+    return all(made.get(key, usual[key]) == value for key, value in run.settings.items()      # what is missing came later
                if key not in ('out_dir', 'init_from', 'resume', 'device'))
 
 
