@@ -935,7 +935,7 @@ def inherit(run):
     sizes = ', '.join(f'{key} {value}' for key, value in checkpoint['arch'].items())
     run.say(f"from {path} ({checkpoint['phase']}, step {checkpoint['step']}): {sizes}")
     usual = {key: value for script in scripts(before) for key, value in defaults(script).items()}
-    changed = [f'{key} {as_text(run.config[key])} ({run.config.origins[key]})' for key, value in usual.items()
+    changed = [f'{key} {as_text(run.config[key]) or repr("")} ({run.config.origins[key]})' for key, value in usual.items()
                if key not in checkpoint['arch'] and run.config.origins[key] != run.phase and run.config[key] != value]
     run.say(f"settings taken over, where not the usual: {', '.join(changed) or 'none'}")
     gate = previous_gate(path)

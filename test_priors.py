@@ -241,6 +241,26 @@ def test_blur_is_scipy_mirror(sigma, reach):
     assert gaussian_blur(V, 0) is V
 
 
+# -- jitter -------------------------------------------------------------------------------------------------------------
+
+def test_shift_is_a_slice_of_the_canvas_with_its_border_repeated():
+    V, pad = torch.randn(25, 3, 7, 9), 3
+    dy, dx = (d.flatten() for d in torch.meshgrid(torch.arange(-2, 3), torch.arange(-2, 3), indexing='ij'))
+    moved = priors.shift(V, dy, dx)
+    for v, y, x, result in zip(V.numpy(), dy, dx, moved.numpy()):
+        wide = np.pad(v, ((0, 0), (pad, pad), (pad, pad)), mode='edge')
+        assert (result == wide[:, pad - y:pad - y + 7, pad - x:pad - x + 9]).all()
+
+
+def test_cut_out():
+    V = torch.randn(3, 2, 8, 8)
+    top, left = torch.tensor([0, 2, 6]), torch.tensor([5, 0, 6])
+    for v, y, x, result in zip(V, top, left, priors.cut_out(V, top, left, 3)):
+        expected = v.clone()
+        expected[:, y:y + 3, x:x + 3] = v.mean((1, 2))[:, None, None]
+        assert torch.equal(result, expected)
+
+
 # -- as objectives -----------------------------------------------------------------------------------------------------
 
 LOSSES = {'spectrum': spectrum_loss, 'tv': tv_loss, 'wavelet': lambda V: wavelet_loss(V, levels=2),
