@@ -104,8 +104,8 @@ class Tokenizer:
 
 
 def token_types(tokenizer, vocab_size):
-    """(types, concepts), two (vocab_size,) int64 tensors. types: index into grammar.TYPES. concepts: equal for words that
-    mean the same (crimson, red), each function token its own concept. A piece of a word counts as a function token."""
+    """(types, concepts), two (vocab_size,) int64 tensors. types: index into grammar.TYPES. concepts: equal for words
+    that mean the same (crimson, red), each function token its own concept. A piece of a word is a function token."""
     types, ids = np.zeros(vocab_size, np.int64), np.arange(vocab_size)
     concepts, names = grammar.word_concepts(), {}
     for rank, token in enumerate(tokenizer.ranks):
@@ -334,7 +334,8 @@ class Corpus:
         rows = runtime.local_slice(run, n)
         x = self.take(scenes[rows, :, None], variants[rows, :, None], views[rows])        # (n, K, views, T)
         scenes, variants, valid = (t.to(run.device, non_blocking=True) for t in (scenes, variants, valid))
-        return Batch(x, torch.arange(n, device=run.device)[rows], self.meanings[scenes, variants], valid, variants, rows)
+        index = torch.arange(n, device=run.device)[rows]
+        return Batch(x, index, self.meanings[scenes, variants], valid, variants, rows)
 
     def take(self, scenes, variants, renderings):
         """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8 (2 on a CPU). The

@@ -1,4 +1,4 @@
-"""What two or more phases measure, and the plan's criteria as rows of a gate. A metric of one phase stays in its script.
+"""What two or more phases measure, and the plan's criteria as rows of a gate; what one phase measures stands in it.
 
 Shapes: x (N, T) token ids; V (N, C, H, W) canvases; z (N, E) unit vectors. `autocast` is a function that returns a
 context, such as Run.autocast; `text` is what data.load() returned; metrics are {name: number or list}, rows of a gate
@@ -161,8 +161,8 @@ def graph_metrics(texts, originals):
 # ---- several of them at once ----------------------------------------------------------------------------------------
 
 def evaluate_canvas(nets, held_out, text, config, autocast):
-    """P1 to P3: statistics of the canvases of a held-out split, and how much of the sentence the auxiliary decoder reads
-    from them -> metrics, V."""
+    """P1 to P3: statistics of the canvases of a held-out split, and how much of the sentence the auxiliary decoder
+    reads from them -> metrics, V."""
     x = held_out.fixed(POOL)
     V = encode(nets['encoder'], x, autocast)
     metrics = canvas_metrics(V, config.size // config.query_grid)

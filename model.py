@@ -268,8 +268,8 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The velocity of a noisy canvas, which tells its noise (p6_diffusion.predict_eps; Ho et al. 2020): V_t (B, C, H, W),
-    t (B,) in [0, 1] -> (B, C, H, W) float32.
+    """The velocity of a noisy canvas, which tells its noise (p6_diffusion.predict_eps; Ho et al. 2020):
+    V_t (B, C, H, W), t (B,) in [0, 1] -> (B, C, H, W) float32.
 
     Three levels (H, H/2, H/4; dim, 2 dim and 4 dim channels), attention at the coarsest: 8x8 for a canvas of 32x32. dim
     is a multiple of 8, and H and W of 4."""
@@ -411,8 +411,8 @@ class TextDecoder(nn.Module):
 
 # The settings that fix the shapes of weights: a checkpoint holds them, and later phases cannot change them.
 SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',
-         'cross_hidden', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch', 'z_dim', 'readout_hidden',
-         'pyramid', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
+         'cross_hidden', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch', 'z_dim',
+         'readout_hidden', 'pyramid', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
 
 
 def sizes(config):
@@ -469,6 +469,11 @@ def build(config, *names):
     """nn.ModuleDict of these nets, in this order, from the settings of a run (a runtime.Config)."""
     nets = {name: builder(config) for name, builder in BUILDERS.items() if name in names}
     return nn.ModuleDict({name: nets[name] for name in names})
+
+
+def embed_views(nets, x):
+    """Sentences x (n, K, views, T) -> embeddings z (n, K, views, E)."""
+    return nets.readout(nets.encoder(x.flatten(0, 2))).unflatten(0, x.shape[:3])
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------

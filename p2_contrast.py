@@ -23,7 +23,7 @@ import runtime
 from grammar import VARIANTS
 from metrics import (canvas_arrays, canvas_gate, embed, evaluate_meaning, held_out_table, last_evaluations,
                      semantic_gate, semantic_metrics)
-from model import build, sizes
+from model import build, embed_views, sizes
 from p1_canvas import image_loss, reconstruction
 
 out_dir = 'out/p2'        # run folder: checkpoint, metrics, gate, plots
@@ -164,12 +164,6 @@ def mine_pairs(nets, corpus, run, scenes=None, share=0.05, pool=50_000, rows=102
     return scenes[runtime.from_master(torch.stack((hardest, nearest[hardest]), dim=1), run).cpu()]
 
 
-def embed_part(nets, part, run):
-    """Sentences of a batch (n, K, views, T) -> z (n, K, views, E), as the losses see it: for gradient caching."""
-    with run.autocast():
-        return nets.readout(nets.encoder(part.x.flatten(0, 2))).unflatten(0, part.x.shape[:3])
-
-
 def baselines(text, held_out):
     """R@1 and gaps of two embeddings without learning: bag of tokens and TF-IDF (fitted on training sentences)."""
     from sklearn.feature_extraction.text import TfidfTransformer     # here, or sample.py would wait for it
@@ -205,6 +199,11 @@ def main():
     runtime.compile_nets(nets, run)
     batch_size, parts = config.batch_size, run.world * config.grad_accum
     stride = max(1, batch_size // config.prior_samples)      # the priors see the same scenes however the batch is split
+
+    def embed_part(part):
+        """z of a part of a batch: the first thing that forward() does, for gradient caching."""
+        with run.autocast():
+            return embed_views(nets, part.x)
 
     def forward(part):
         """A part of a batch -> z (n, K, views, E), the losses that need no other sentence, and their terms."""
@@ -265,8 +264,7 @@ def main():
         batch = batch.with_draws(noise=torch.randn(
             batch_size, read, config.channels, config.size, config.size, device=run.device,
             generator=run.generator(step, 'noise', run.device)))
-        loss, terms = runtime.contrastive_backward(forward, lambda part: embed_part(nets, part, run), loss_of_all,
-                                                   batch, config.grad_accum)
+        loss, terms = runtime.contrastive_backward(forward, embed_part, loss_of_all, batch, config.grad_accum)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), config.grad_clip)
         optimizer.step()

@@ -16,9 +16,9 @@ import priors
 import runtime
 from metrics import (READ, canvas_arrays, canvas_gate, evaluate_meaning, held_out_table, last_evaluations, robustness,
                      shift_gate)
-from model import build, sizes
+from model import build, embed_views, sizes
 from p1_canvas import image_loss, reconstruction
-from p2_contrast import contrast, embed_part, mine_pairs
+from p2_contrast import contrast, mine_pairs
 
 out_dir = 'out/p3'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p2/ckpt.pt'   # the phase before; every setting that is not here comes from it
@@ -90,6 +90,11 @@ def main():
     batch_size, parts = config.batch_size, run.world * config.grad_accum
     stride = max(1, batch_size // config.prior_samples)      # the priors see the same scenes however the batch is split
 
+    def embed_part(part):
+        """z of a part of a batch: the first thing that forward() does, for gradient caching."""
+        with run.autocast():
+            return embed_views(nets, part.x)
+
     def forward(part):
         """A part of a batch -> z (n, K, views, E), the losses that need no other sentence, and their terms."""
         x, noise = part.x.flatten(0, 2), part.draws['noise']                          # (n*K*views, T), (n, read, ...)
@@ -142,8 +147,7 @@ def main():
             jitter=torch.rand(batch_size, K, views, 7, generator=run.generator(step, 'jitter')),
             noise=torch.randn(batch_size, read, config.channels, config.size, config.size, device=run.device,
                               generator=run.generator(step, 'noise', run.device)))
-        loss, terms = runtime.contrastive_backward(forward, lambda part: embed_part(nets, part, run), loss_of_all,
-                                                   batch, config.grad_accum)
+        loss, terms = runtime.contrastive_backward(forward, embed_part, loss_of_all, batch, config.grad_accum)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), config.grad_clip)
         optimizer.step()

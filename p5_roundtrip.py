@@ -25,9 +25,9 @@ from grammar import graph_f1, parse
 from metrics import (READ, attention_arrays, canvas_arrays, canvas_gate, canvas_metrics, embed, encode, graph_metrics,
                      held_out_table, last_evaluations, reading_gate, robustness, semantic_gate, semantic_metrics,
                      shift_gate, shuffle_canvas, token_metrics)
-from model import BOS, PARA, build, sizes, trim
+from model import BOS, PARA, build, embed_views, sizes, trim
 from p1_canvas import image_loss, reconstruction
-from p2_contrast import contrast, embed_part, mine_pairs
+from p2_contrast import contrast, mine_pairs
 from p3_jitter import invariance, jitter
 
 out_dir = 'out/p5'        # run folder: checkpoint, metrics, gate, plots
@@ -116,12 +116,12 @@ def draw_batch(corpus, config, run, step, length, pairs):
                             free_run=torch.rand(n, trips, config.best_of_k, length, generator=generator))
 
 
-def local_losses(nets, part, config, run):
-    """All losses of P1 to P5 that need no other sentence, on a part of a batch -> z (n, K, views, E), loss,
-    {term: scalar}, V (n*K*views, C, H, W)."""
+def local_losses(nets, part, config, parts, autocast):
+    """All losses of P1 to P5 that need no other sentence, on one of `parts` parts of a batch -> z (n, K, views, E),
+    loss, {term: scalar}, V (n*K*views, C, H, W)."""
     x, u_free, share, n = part.x.flatten(0, 2), part.draws['free_run'], config.paraphrase_share, config.batch_size
     encoder, readout, decoder = nets['encoder'], nets['readout'], nets['decoder']
-    with run.autocast():
+    with autocast():
         V = encoder(x)
         z = readout(V)
         z_jittered = readout(jitter(V, part.draws['jitter'].flatten(0, 2), config))
@@ -140,7 +140,7 @@ def local_losses(nets, part, config, run):
     z, z_jittered = (e.unflatten(0, part.x.shape[:3]) for e in (z, z_jittered))
     inv = invariance(z_jittered, z)
     stride = max(1, n // config.prior_samples)      # the priors see the same canvases however the batch is split
-    shown = priors.seen(V[read], stride, config.prior_samples // (run.world * config.grad_accum))
+    shown = priors.seen(V[read], stride, config.prior_samples // parts)
     image, terms = image_loss(shown, config)
     loss = (image + config.lambda_inv * inv + config.lambda_dec * ((1 - share) * again + share * para)
             + config.lambda_cycle * cycle + config.lambda_copy * copy)
@@ -242,9 +242,14 @@ def main():
     runtime.compile_nets(nets, run)
     length = min(config.max_length, train.width)
 
+    def embed_part(part):
+        """z of a part of a batch: the first thing that forward() does, for gradient caching."""
+        with run.autocast():
+            return embed_views(nets, part.x)
+
     def forward(part):
         """A part of a batch -> z (n, K, views, E), the losses that need no other sentence, and their terms."""
-        return local_losses(nets, part, config, run)[:3]
+        return local_losses(nets, part, config, run.world * config.grad_accum, run.autocast)[:3]
 
     def loss_of_all(z, batch):
         """z of this rank's scenes -> the loss that compares all sentences of the batch, and its terms."""
@@ -277,8 +282,7 @@ def main():
             group['lr'] = lr * group['scale']
         nets.train()
         batch = draw_batch(train, config, run, step, length, pairs)
-        loss, terms = runtime.contrastive_backward(forward, lambda part: embed_part(nets, part, run), loss_of_all,
-                                                   batch, config.grad_accum)
+        loss, terms = runtime.contrastive_backward(forward, embed_part, loss_of_all, batch, config.grad_accum)
         runtime.average_gradients(nets, run)
         grad_norm = torch.nn.utils.clip_grad_norm_(nets.parameters(), config.grad_clip)
         optimizer.step()

@@ -25,8 +25,8 @@ import runtime
 from grammar import meaning, parse
 from metrics import (READ, attention_arrays, canvas_arrays, canvas_metrics, encode, free_run, held_out_table,
                      last_evaluations)
-from model import build, sizes
-from p2_contrast import contrast, embed_part, mine_pairs
+from model import build, embed_views, sizes
+from p2_contrast import contrast, mine_pairs
 from p5_roundtrip import draw_batch, local_losses
 
 out_dir = 'out/p6'        # run folder: checkpoint, metrics, gate, plots
@@ -273,9 +273,14 @@ def main():
         with run.autocast():
             return diffusion_loss(predict, buffer[picked[rows]], t[rows], noise[rows], min_snr)
 
+    def embed_part(part):
+        """z of a part of a batch: the first thing that forward() does, for gradient caching."""
+        with run.autocast():
+            return embed_views(p5_nets, part.x)
+
     def forward(part):
         """A part of a batch -> z (n, K, views, E), the losses that need no other sentence, and their terms."""
-        z, loss, terms, V = local_losses(p5_nets, part, config, run)
+        z, loss, terms, V = local_losses(p5_nets, part, config, run.world * config.grad_accum, run.autocast)
         prior = V.new_zeros(())
         if lambda_prior:
             V = (V.unflatten(0, (len(part.x), -1))[:, 0] - mean) / std         # (n, C, H, W): the first of each scene
@@ -362,8 +367,7 @@ def main():
             t = t_low + (t_high - t_low) * torch.rand(batch_size, generator=generator, device=run.device)
             noise = torch.randn(batch_size, *buffer.shape[1:], generator=generator, device=run.device)
             batch = batch.with_draws(prior_t=t, prior_noise=noise)
-        loss, terms = runtime.contrastive_backward(forward, lambda part: embed_part(p5_nets, part, run), loss_of_all,
-                                                   batch, config.grad_accum)
+        loss, terms = runtime.contrastive_backward(forward, embed_part, loss_of_all, batch, config.grad_accum)
         if lambda_prior:
             # New canvases for the oldest, of random sentences: those of the batch are mostly the ones that z confuses.
             with runtime.eagerly():

@@ -344,8 +344,8 @@ def charts(found, logged):
 
 def main():
     if preset not in ('cpu', 'gpu', 'smoke') or min(seeds, jobs + 1) < 1:
-        runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects cpu, gpu or smoke, at least one seed, and '
-                     'jobs that are not negative')
+        runtime.fail(f'--preset={preset} --seeds={seeds} --jobs={jobs}: expects cpu, gpu or smoke, at least one seed, '
+                     'and jobs that are not negative')
     names = list(GROUPS.get(only) or [name.strip() for name in only.split(',')])
     if not set(names) <= set(ABLATIONS):
         runtime.fail(f'--only={only}: expects {", ".join(GROUPS)} or some of {", ".join(ABLATIONS)}')

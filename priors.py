@@ -36,45 +36,7 @@ def in_float32(function):
     return wrapped
 
 
-def pixel_mean(x, keepdim=False):
-    """Mean over the last two axes. The gradient of Tensor.mean is a whole array, divided; that of a sum is repeated."""
-    return x.sum((-2, -1), keepdim) / (x.shape[-2] * x.shape[-1])
-
-
-def centred(V):
-    """Each channel of each canvas (B, C, H, W) less its mean. The gradient of a difference would negate an array."""
-    return V + -pixel_mean(V, keepdim=True)
-
-
-def standardise(V):
-    """Each channel of each canvas to mean 0 and variance 1, (B, C, H, W); a flat channel becomes 0."""
-    V = centred(V)
-    return V / (pixel_mean(V.square(), keepdim=True) + EPS).sqrt()               # Tensor.var takes three times as long
-
-
-@lru_cache
-def columns(W, device, dtype):
-    """How many columns of the FFT each of rfft2's (W//2+1,) stands for: it leaves the mirror image out."""
-    with torch.inference_mode(False):  # or the cached tensor could be one that autograd may not save
-        n = torch.full((W // 2 + 1,), 2.0, device=device, dtype=dtype)
-        n[0] = 1.0                           # but fx = 0 has none,
-        if W % 2 == 0:                       # nor has the Nyquist column of an even W
-            n[-1] = 1.0
-        return n
-
-
-@lru_cache
-def radial_bins(H, W, device, dtype):
-    """Matrix (H*(W//2+1), K) that averages rfft2's half-plane over rings, and the radii of the rings, k = 1..K."""
-    with torch.inference_mode(False):  # as above
-        size = min(H, W)  # radii in cycles per (shorter) canvas side; ring K = size // 2 is the Nyquist frequency
-        fy = torch.fft.fftfreq(H, 1 / size, device=device, dtype=dtype)
-        fx = torch.fft.rfftfreq(W, 1 / size, device=device, dtype=dtype)
-        k = torch.arange(1, size // 2 + 1, device=device, dtype=dtype)
-        ring = torch.hypot(fy[:, None], fx).add(0.5).floor()  # nearest radius, (H, W//2+1)
-        bins = (columns(W, device, dtype)[:, None] * (ring[..., None] == k)).flatten(0, 1)     # (H*(W//2+1), K)
-        return bins / bins.sum(0), k
-
+# ---- spectrum -------------------------------------------------------------------------------------------------------
 
 def apply_window(V, hann):
     """Remove each channel's mean *under the window*, then window: nothing is left at DC to leak into ring 1."""
@@ -86,33 +48,6 @@ def apply_window(V, hann):
     return V * (window / window.square().mean().sqrt())  # mean square 1: white noise keeps its power
 
 
-class Power(torch.autograd.Function):
-    """|rfft2|^2 of V (B, C, H, W): (B, C, H, W//2+1). Its gradient, 2 Re F*(g F V), is one real transform; PyTorch's
-    own is a complex one of the whole plane, with which both directions take half as long again."""
-
-    @staticmethod
-    def forward(context, V):
-        F_V = torch.fft.rfft2(V, norm='ortho')
-        context.save_for_backward(F_V)
-        context.shape = V.shape[2:]
-        return F_V.real.square() + F_V.imag.square()
-
-    @staticmethod
-    def backward(context, g):
-        F_V, = context.saved_tensors
-        once = 2 / columns(context.shape[1], g.device, g.dtype)            # irfft2 adds the mirror images
-        return torch.fft.irfft2(F_V * (g * once), s=context.shape, norm='ortho')
-
-
-power = Power.apply
-
-
-@in_float32
-def hann_power(V):
-    """power() of V under a Hann window, whose computation two of the priors share."""
-    return power(apply_window(V, hann=True))
-
-
 @in_float32
 def radial_power(V, hann=False):
     """Radially averaged power: power (B, C, K) >= 0 and radius k (K,) = 1..H//2 in cycles per canvas, without DC.
@@ -121,19 +56,6 @@ def radial_power(V, hann=False):
     without a window the jump between them is spread over the spectrum.
     """
     return over_rings(power(apply_window(V, hann)), V)
-
-
-def over_rings(P, V):
-    """The mean of power P (B, C, H, W//2+1) of canvases like V over each ring (B, C, K), and the radii (K,)."""
-    bins, k = radial_bins(*V.shape[2:], P.device, P.dtype)
-    return P.flatten(2) @ bins, k
-
-
-def log_power(P, V):
-    """log P_k (B, C, K) and log k (K,) of power P of canvases like V; the floor lies 60 dB below the mean, so that a
-    flat canvas has a log too."""
-    P, k = over_rings(P, V)
-    return (P + 1e-6 * P.mean(-1, keepdim=True) + EPS).log(), k.log()
 
 
 @in_float32
@@ -159,6 +81,8 @@ def spectrum_loss(V, alpha=2.0, hann=None):
     return sum((line - line.mean(-1, keepdim=True)).square().mean() for line in off_line) / 2
 
 
+# ---- tv, wavelet, gradkurt ------------------------------------------------------------------------------------------
+
 def gradients(V):
     """Forward differences ∂y (B, C, H-1, W) and ∂x (B, C, H, W-1)."""
     return V.diff(dim=2), V.diff(dim=3)
@@ -169,17 +93,6 @@ def tv_loss(V, d=None):
     """Anisotropic total variation per pixel, mean |∂y| + mean |∂x|; scalar, units of V (Rudin, Osher & Fatemi 1992).
     d: gradients(V), if they are there already."""
     return sum(pixel_mean(d.abs()).mean() for d in (gradients(V) if d is None else d))
-
-
-@lru_cache
-def wavelet_matrix(n, device, dtype):
-    """One level of the periodic db2 transform of n samples, (n, n) orthonormal: n/2 rows low-pass, n/2 rows detail."""
-    with torch.inference_mode(False):
-        low = torch.tensor(DB2[::-1], device=device, dtype=dtype)
-        high = low.flip(0) * torch.tensor([1, -1, 1, -1], device=device, dtype=dtype)
-        shifts = 2 * torch.arange(n // 2, device=device)[:, None] + torch.arange(-1, 3, device=device)    # (n/2, 4)
-        rows = torch.zeros(n // 2, n, device=device, dtype=dtype)
-        return torch.cat([rows.scatter_add(1, shifts % n, f.expand(n // 2, -1)) for f in (low, high)])
 
 
 @in_float32
@@ -237,6 +150,8 @@ def gradkurt_loss(V, target=6.0, d=None):
     return sum(F.relu((target / kurtosis(d)).log()).square().mean() for d in (gradients(V) if d is None else d)) / 2
 
 
+# ---- cov, var -------------------------------------------------------------------------------------------------------
+
 @in_float32
 def channel_correlation(V):
     """Correlation of the channels over the pixels of each sample, (B, C, C) in [-1, 1]; 0 for a flat channel."""
@@ -267,44 +182,7 @@ def var_loss(V, target=1.0):
     return ((variance + EPS).sqrt() - target).square().mean()
 
 
-@in_float32
-def gaussian_blur(V, sigma):
-    """Gaussian blur with sigma in pixels and reflected borders, same shape; sigma = 0 returns V.
-
-    Raises ValueError if sigma is negative or its 3-sigma kernel reaches beyond the reflected canvas.
-    """
-    radius = math.ceil(3 * sigma)
-    if sigma < 0 or radius >= min(V.shape[2:]):
-        raise ValueError(f'sigma must be >= 0 and less than a third of the canvas, got {sigma}')
-    if sigma == 0:
-        return V
-    x = torch.arange(-radius, radius + 1, device=V.device, dtype=V.dtype)
-    kernel = torch.softmax(-x.square() / (2 * sigma**2), 0).view(1, 1, -1)
-
-    def blur(n):      # (n, n), from the right: as a matrix product a tenth of the time of a one-channel convolution
-        unit = torch.eye(n, device=V.device, dtype=V.dtype)[:, None]
-        return F.conv1d(F.pad(unit, (radius, radius), mode='reflect'), kernel)[:, 0]
-
-    return blur(V.shape[2]).T @ (V @ blur(V.shape[3]))
-
-
-def shift(V, dy, dx):
-    """Move each canvas by whole pixels; the border is repeated. V (B, C, H, W), dy, dx (B,) int64."""
-    B, C, H, W = V.shape
-    rows = (torch.arange(H, device=V.device) - dy[:, None]).clamp(0, H - 1)           # (B, H)
-    columns = (torch.arange(W, device=V.device) - dx[:, None]).clamp(0, W - 1)        # (B, W)
-    V = V.gather(2, rows[:, None, :, None].expand(B, C, H, W))
-    return V.gather(3, columns[:, None, None, :].expand(B, C, H, W))
-
-
-def cut_out(V, top, left, side):
-    """Replace a side x side square of each canvas by the canvas's own channel means. top, left (B,) int64."""
-    H, W = V.shape[-2:]
-    row, column = (torch.arange(n, device=V.device) - start[:, None] for start, n in ((top, H), (left, W)))
-    hole = (((row >= 0) & (row < side))[:, None, :, None]
-            & ((column >= 0) & (column < side))[:, None, None, :])                    # (B, 1, H, W)
-    return torch.where(hole, V.mean((2, 3), keepdim=True), V)
-
+# ---- common, lattice ------------------------------------------------------------------------------------------------
 
 @in_float32
 def common_loss(V):
@@ -326,33 +204,6 @@ def common_loss(V):
     V = centred(V[:2 * pairs])
     size = centred((V.square() + EPS).sqrt())              # |V| with a gradient at 0
     return shared(V) + 2 * shared(size)
-
-
-def random_phases(V, generator):
-    """Gaussian fields with the mean and the power spectrum of each channel of each canvas: what a spectrum alone looks
-    like. V (B, C, H, W); the generator is of V's device."""
-    spectrum, noise = torch.fft.rfft2(V), torch.fft.rfft2(torch.randn(V.shape, generator=generator, device=V.device))
-    phase = noise / noise.abs().clamp(min=1e-9)
-    phase[..., 0, 0] = spectrum[..., 0, 0].sgn()
-    return torch.fft.irfft2(spectrum.abs() * phase, s=V.shape[-2:])
-
-
-def seen(V, stride, most):
-    """The rows of V that the priors look at: every `stride`-th, `most` of them. Two at least, where there are two, or
-    `common_loss` would have no pair: small parts of a batch see more rows."""
-    return V[::max(1, min(stride, len(V) // 2))][:max(2, most)]
-
-
-@lru_cache
-def lattice_bins(H, W, cell, device):
-    """Bins (N,) of the flattened rfft2 at multiples of the lattice frequency, without DC, and the 16 bins (N, 16) on
-    the square ring at distance 2 around each: a peak under Hann is three bins wide. Negative columns are mirrored."""
-    peaks = torch.cartesian_prod(torch.arange(0, H, H // cell), torch.arange(0, W // 2 + 1, W // cell))[1:]   # (N, 2)
-    ring = torch.tensor([(y, x) for y in range(-2, 3) for x in range(-2, 3) if max(abs(y), abs(x)) == 2])
-    y, x = ((peaks[:, None] + ring) % torch.tensor([H, W])).unbind(-1)                      # (N, 16)
-    y, x = torch.where(x > W // 2, -y % H, y), torch.where(x > W // 2, W - x, x)            # P(-k) = P(k)
-    width = W // 2 + 1
-    return (peaks[:, 0] * width + peaks[:, 1]).to(device), (y * width + x).to(device)
 
 
 def lattice_power(V, cell, P):
@@ -403,6 +254,8 @@ def lattice_energy(V, cell):
     return (peak - around.mean(-1)).max().exp()
 
 
+# ---- all of them ----------------------------------------------------------------------------------------------------
+
 @in_float32
 def image_prior_terms(V, alpha=2.0, cell=1):
     """The eight losses, {name: scalar} in the order of PRIORS; cell as in lattice_loss. Safe inside autocast."""
@@ -415,6 +268,12 @@ def image_prior_terms(V, alpha=2.0, cell=1):
 def image_prior_loss(terms, weights):
     """Weighted sum of image_prior_terms(V) by weights {name: float}, scalar. Raises KeyError for an unknown name."""
     return sum(weight * terms[name] for name, weight in weights.items())
+
+
+def seen(V, stride, most):
+    """The rows of V that the priors look at: every `stride`-th, `most` of them. Two at least, where there are two, or
+    `common_loss` would have no pair: small parts of a batch see more rows."""
+    return V[::max(1, min(stride, len(V) // 2))][:max(2, most)]
 
 
 @torch.no_grad()
@@ -446,3 +305,159 @@ def statistics(V, cell=1):
         'share': varying / (total + EPS), 'share_total': varying.sum() / (total.sum() + EPS),
         'lattice': lattice_energy(V, cell),
     }
+
+
+# ---- what is done to canvases ---------------------------------------------------------------------------------------
+
+def standardise(V):
+    """Each channel of each canvas to mean 0 and variance 1, (B, C, H, W); a flat channel becomes 0."""
+    V = centred(V)
+    return V / (pixel_mean(V.square(), keepdim=True) + EPS).sqrt()               # Tensor.var takes three times as long
+
+
+@in_float32
+def gaussian_blur(V, sigma):
+    """Gaussian blur with sigma in pixels and reflected borders, same shape; sigma = 0 returns V.
+
+    Raises ValueError if sigma is negative or its 3-sigma kernel reaches beyond the reflected canvas.
+    """
+    radius = math.ceil(3 * sigma)
+    if sigma < 0 or radius >= min(V.shape[2:]):
+        raise ValueError(f'sigma must be >= 0 and less than a third of the canvas, got {sigma}')
+    if sigma == 0:
+        return V
+    x = torch.arange(-radius, radius + 1, device=V.device, dtype=V.dtype)
+    kernel = torch.softmax(-x.square() / (2 * sigma**2), 0).view(1, 1, -1)
+
+    def blur(n):      # (n, n), from the right: as a matrix product a tenth of the time of a one-channel convolution
+        unit = torch.eye(n, device=V.device, dtype=V.dtype)[:, None]
+        return F.conv1d(F.pad(unit, (radius, radius), mode='reflect'), kernel)[:, 0]
+
+    return blur(V.shape[2]).T @ (V @ blur(V.shape[3]))
+
+
+def shift(V, dy, dx):
+    """Move each canvas by whole pixels; the border is repeated. V (B, C, H, W), dy, dx (B,) int64."""
+    B, C, H, W = V.shape
+    rows = (torch.arange(H, device=V.device) - dy[:, None]).clamp(0, H - 1)           # (B, H)
+    columns = (torch.arange(W, device=V.device) - dx[:, None]).clamp(0, W - 1)        # (B, W)
+    V = V.gather(2, rows[:, None, :, None].expand(B, C, H, W))
+    return V.gather(3, columns[:, None, None, :].expand(B, C, H, W))
+
+
+def cut_out(V, top, left, side):
+    """Replace a side x side square of each canvas by the canvas's own channel means. top, left (B,) int64."""
+    H, W = V.shape[-2:]
+    row, column = (torch.arange(n, device=V.device) - start[:, None] for start, n in ((top, H), (left, W)))
+    hole = (((row >= 0) & (row < side))[:, None, :, None]
+            & ((column >= 0) & (column < side))[:, None, None, :])                    # (B, 1, H, W)
+    return torch.where(hole, V.mean((2, 3), keepdim=True), V)
+
+
+def random_phases(V, generator):
+    """Gaussian fields with the mean and the power spectrum of each channel of each canvas: what a spectrum alone looks
+    like. V (B, C, H, W); the generator is of V's device."""
+    spectrum, noise = torch.fft.rfft2(V), torch.fft.rfft2(torch.randn(V.shape, generator=generator, device=V.device))
+    phase = noise / noise.abs().clamp(min=1e-9)
+    phase[..., 0, 0] = spectrum[..., 0, 0].sgn()
+    return torch.fft.irfft2(spectrum.abs() * phase, s=V.shape[-2:])
+
+
+# ---- what makes them fast --------------------------------------------------------------------------------------------
+# Sums without arrays that only a gradient needs, tables made once, one transform for two priors.
+
+def pixel_mean(x, keepdim=False):
+    """Mean over the last two axes. The gradient of Tensor.mean is a whole array, divided; that of a sum is repeated."""
+    return x.sum((-2, -1), keepdim) / (x.shape[-2] * x.shape[-1])
+
+
+def centred(V):
+    """Each channel of each canvas (B, C, H, W) less its mean. The gradient of a difference would negate an array."""
+    return V + -pixel_mean(V, keepdim=True)
+
+
+class Power(torch.autograd.Function):
+    """|rfft2|^2 of V (B, C, H, W): (B, C, H, W//2+1). Its gradient, 2 Re F*(g F V), is one real transform; PyTorch's
+    own is a complex one of the whole plane, with which both directions take half as long again."""
+
+    @staticmethod
+    def forward(context, V):
+        F_V = torch.fft.rfft2(V, norm='ortho')
+        context.save_for_backward(F_V)
+        context.shape = V.shape[2:]
+        return F_V.real.square() + F_V.imag.square()
+
+    @staticmethod
+    def backward(context, g):
+        F_V, = context.saved_tensors
+        once = 2 / columns(context.shape[1], g.device, g.dtype)            # irfft2 adds the mirror images
+        return torch.fft.irfft2(F_V * (g * once), s=context.shape, norm='ortho')
+
+
+power = Power.apply
+
+
+@in_float32
+def hann_power(V):
+    """power() of V under a Hann window, whose computation two of the priors share."""
+    return power(apply_window(V, hann=True))
+
+
+@lru_cache
+def columns(W, device, dtype):
+    """How many columns of the FFT each of rfft2's (W//2+1,) stands for: it leaves the mirror image out."""
+    with torch.inference_mode(False):  # or the cached tensor could be one that autograd may not save
+        n = torch.full((W // 2 + 1,), 2.0, device=device, dtype=dtype)
+        n[0] = 1.0                           # but fx = 0 has none,
+        if W % 2 == 0:                       # nor has the Nyquist column of an even W
+            n[-1] = 1.0
+        return n
+
+
+@lru_cache
+def radial_bins(H, W, device, dtype):
+    """Matrix (H*(W//2+1), K) that averages rfft2's half-plane over rings, and the radii of the rings, k = 1..K."""
+    with torch.inference_mode(False):  # as above
+        size = min(H, W)  # radii in cycles per (shorter) canvas side; ring K = size // 2 is the Nyquist frequency
+        fy = torch.fft.fftfreq(H, 1 / size, device=device, dtype=dtype)
+        fx = torch.fft.rfftfreq(W, 1 / size, device=device, dtype=dtype)
+        k = torch.arange(1, size // 2 + 1, device=device, dtype=dtype)
+        ring = torch.hypot(fy[:, None], fx).add(0.5).floor()  # nearest radius, (H, W//2+1)
+        bins = (columns(W, device, dtype)[:, None] * (ring[..., None] == k)).flatten(0, 1)     # (H*(W//2+1), K)
+        return bins / bins.sum(0), k
+
+
+def over_rings(P, V):
+    """The mean of power P (B, C, H, W//2+1) of canvases like V over each ring (B, C, K), and the radii (K,)."""
+    bins, k = radial_bins(*V.shape[2:], P.device, P.dtype)
+    return P.flatten(2) @ bins, k
+
+
+def log_power(P, V):
+    """log P_k (B, C, K) and log k (K,) of power P of canvases like V; the floor lies 60 dB below the mean, so that a
+    flat canvas has a log too."""
+    P, k = over_rings(P, V)
+    return (P + 1e-6 * P.mean(-1, keepdim=True) + EPS).log(), k.log()
+
+
+@lru_cache
+def wavelet_matrix(n, device, dtype):
+    """One level of the periodic db2 transform of n samples, (n, n) orthonormal: n/2 rows low-pass, n/2 rows detail."""
+    with torch.inference_mode(False):
+        low = torch.tensor(DB2[::-1], device=device, dtype=dtype)
+        high = low.flip(0) * torch.tensor([1, -1, 1, -1], device=device, dtype=dtype)
+        shifts = 2 * torch.arange(n // 2, device=device)[:, None] + torch.arange(-1, 3, device=device)    # (n/2, 4)
+        rows = torch.zeros(n // 2, n, device=device, dtype=dtype)
+        return torch.cat([rows.scatter_add(1, shifts % n, f.expand(n // 2, -1)) for f in (low, high)])
+
+
+@lru_cache
+def lattice_bins(H, W, cell, device):
+    """Bins (N,) of the flattened rfft2 at multiples of the lattice frequency, without DC, and the 16 bins (N, 16) on
+    the square ring at distance 2 around each: a peak under Hann is three bins wide. Negative columns are mirrored."""
+    peaks = torch.cartesian_prod(torch.arange(0, H, H // cell), torch.arange(0, W // 2 + 1, W // cell))[1:]   # (N, 2)
+    ring = torch.tensor([(y, x) for y in range(-2, 3) for x in range(-2, 3) if max(abs(y), abs(x)) == 2])
+    y, x = ((peaks[:, None] + ring) % torch.tensor([H, W])).unbind(-1)                      # (N, 16)
+    y, x = torch.where(x > W // 2, -y % H, y), torch.where(x > W // 2, W - x, x)            # P(-k) = P(k)
+    width = W // 2 + 1
+    return (peaks[:, 0] * width + peaks[:, 1]).to(device), (y * width + x).to(device)

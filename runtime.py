@@ -97,8 +97,8 @@ def configure(module, argv=None, after='', inherited=None):
             fail(f'--{key}={text}: expects {EXPECTS[type(config[key])]}, such as {as_text(config[key])}')
         check_bounds(key, text, value, comments.get(key, ''))
         if value != sizes.get(key, value):
-            fail(f'--{key}={text}: the nets of the phase before have {key} {as_text(sizes[key])}; set it where they are '
-                 f'made, in {config.origins[key]}')
+            fail(f'--{key}={text}: the nets of the phase before have {key} {as_text(sizes[key])}; set it where they '
+                 f'are made, in {config.origins[key]}')
         config[key], config.origins[key] = value, phase
     module.update({key: config[key] for key in own})
     return config
@@ -265,10 +265,10 @@ def start(phase, config, arch={}):
     run = Run(phase, config, device, rank, world, arch)
     sys.excepthook = run.on_error
     run.facts = {'phase': phase, 'argv': [Path(sys.argv[0]).name, *sys.argv[1:]], 'config': config,
-             'origins': getattr(config, 'origins', {}), 'commit': run.commit, 'hardware': hardware(device), 'device': str(device), 'dtype': str(run.dtype),
-             'world': world,
-             'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': numpy.__version__},
-             'started': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
+                 'origins': getattr(config, 'origins', {}), 'commit': run.commit, 'hardware': hardware(device),
+                 'device': str(device), 'dtype': str(run.dtype), 'world': world, 'versions': {
+                     'python': platform.python_version(), 'torch': torch.__version__, 'numpy': numpy.__version__},
+                 'started': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
     try:
         run.dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run.dir):      # before the hours that preparing a corpus may take
@@ -471,7 +471,7 @@ class Run:
 
 
 def evaluations(folder):
-    """The evaluations in a run folder's metrics.jsonl, in order: [{'step', metric: value}]; what was not finite is nan."""
+    """The evaluations in a run folder's metrics.jsonl, in order: [{'step', metric: value}]; not finite is nan."""
     path, found = Path(folder, 'metrics.jsonl'), []
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         row = json.loads(line)
@@ -481,7 +481,7 @@ def evaluations(folder):
 
 
 def write_csv(folder):
-    """metrics.csv beside metrics.jsonl: one row an evaluation, a column a metric; a list has a column for each entry."""
+    """metrics.csv beside metrics.jsonl: one row an evaluation, a column a metric, or several for a list."""
     rows = []
     for row in evaluations(folder):
         rows.append({})
@@ -935,8 +935,9 @@ def inherit(run):
     sizes = ', '.join(f'{key} {value}' for key, value in checkpoint['arch'].items())
     run.say(f"from {path} ({checkpoint['phase']}, step {checkpoint['step']}): {sizes}")
     usual = {key: value for script in scripts(before) for key, value in defaults(script).items()}
-    changed = [f'{key} {as_text(run.config[key]) or repr("")} ({run.config.origins[key]})' for key, value in usual.items()
-               if key not in checkpoint['arch'] and run.config.origins[key] != run.phase and run.config[key] != value]
+    changed = [f'{key} {as_text(run.config[key]) or repr("")} ({run.config.origins[key]})'
+               for key, value in usual.items() if key not in checkpoint['arch']
+               and run.config.origins[key] != run.phase and run.config[key] != value]
     run.say(f"settings taken over, where not the usual: {', '.join(changed) or 'none'}")
     gate = previous_gate(path)
     entry = {key: checkpoint[key] for key in ('phase', 'step', 'config', 'metrics')}
