@@ -150,10 +150,10 @@ def scenes_of(split, n, complexity, seed, without=()):
 
 def mix_in_simpler(scenes, config):
     """Training scenes of complexity 2 or 3, `simple_share` of them replaced by scenes of each lower complexity in equal
-    parts: what is read in two things first carries over to three (LOG.md)."""
+    parts: what is read in two things first carries over to three (docs/LOG.md)."""
     lower = range(1, config['complexity'])
-    each = int(config['simple_share'] * len(scenes) / len(lower))
-    simpler = [scene for c in lower for scene in scenes_of('train', each, c, config['data_seed'])]
+    count = int(config['simple_share'] * len(scenes) / len(lower))
+    simpler = [scene for c in lower for scene in scenes_of('train', count, c, config['data_seed'])]
     mixed = simpler + scenes[len(simpler):]
     random.Random(f"mix {config['data_seed']}").shuffle(mixed)
     return mixed

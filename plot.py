@@ -47,8 +47,8 @@ SERIES = (VAL, '#CC6677', '#2A9D7F', '#AA4499', '#B8963E', '#3388BB', '#882255',
 TERMS = {name: (SERIES[i % len(SERIES)], ('-', '--', ':')[i // len(SERIES)]) for i, name in enumerate((
     'spectrum', 'tv', 'wavelet', 'gradkurt', 'cov', 'var', 'common', 'lattice', 'rec', 'nce', 'inv', 'again', 'para',
     'cycle', 'copy', 'prior', 'diffusion', 'image'))}
-TERMS |= {'exact': (VAL, '-'), 'by concept': (SERIES[1], '-'), 'exact, throwaway': (SERIES[2], '-'),
-          'by concept, throwaway': (SERIES[3], '-')}
+TERMS |= {'exact': (VAL, '-'), 'by concept': (SERIES[1], '-'), 'exact, auxiliary decoder': (SERIES[2], '-'),
+          'by concept, auxiliary decoder': (SERIES[3], '-')}
 TERMS |= {f'{name} t {quarter}': (SERIES[i], line) for name, line in (('diffusion', '-'), ('wiener', '--'))
           for i, quarter in enumerate(('0-25%', '25-50%', '50-75%', '75-100%'))}
 INK, GREY, FAINT, SHADE, PASS, FAIL = '#222222', '#555555', '#B5B5B5', '#EFEFEF', '#117733', '#C0392B'
@@ -524,8 +524,8 @@ LABELS = {'train/loss': 'total', 'val/tv': 'as painted', 'val/tv_normalised': 'a
           'val/mean_abs_correlation': 'mean of each canvas',
           'val/r1': 'R@1', 'val/r5': 'R@5', 'val/r1_hard': 'R@1 hard', 'val/gap': 'mean', 'val/wins': 'mean',
           'train/swaps_beaten': 'in the batch', 'val/content_accuracy': 'exact', 'val/content_concept': 'by concept',
-          'val/prior': 'weighted sum', 'val/rec_content_accuracy': 'exact, throwaway',
-          'val/rec_content_concept': 'by concept, throwaway', 'val/rouge_l': 'ROUGE-L', 'val/bigrams': 'shared bigrams',
+          'val/prior': 'weighted sum', 'val/rec_content_accuracy': 'exact, auxiliary decoder',
+          'val/rec_content_concept': 'by concept, auxiliary decoder', 'val/rouge_l': 'ROUGE-L', 'val/bigrams': 'shared bigrams',
           'val/ce': 'all tokens'}
 
 

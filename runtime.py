@@ -72,19 +72,19 @@ def configure(module, argv=None, after='', inherited=None):
     """
     phase, is_program = Path(module['__file__']).name[:2], module['__name__'] == '__main__'
     comments = assignments(module['__file__'])
-    own = {key: module[key] for key in comments if key[0] != '_' and type(module.get(key)) in EXPECTS}
+    listed = {key: module[key] for key in comments if key[0] != '_' and type(module.get(key)) in EXPECTS}
     words = list(sys.argv[1:] if is_program else []) if argv is None else list(argv)
     asks, sizes = {'--help', '-h'} & set(words), {}
     if after and inherited is None and is_program:
         given = [word.removeprefix('--init_from=') for word in words if word.startswith('--init_from=')]
-        inherited, sizes = settings_before(given[-1] if given else own['init_from'], after, missing_ok=asks)
-    config = Config((inherited or {}) | own)
-    config.origins = {**getattr(inherited, 'origins', {}), **dict.fromkeys(own, phase)}
+        inherited, sizes = settings_before(given[-1] if given else listed['init_from'], after, missing_ok=asks)
+    config = Config((inherited or {}) | listed)
+    config.origins = {**getattr(inherited, 'origins', {}), **dict.fromkeys(listed, phase)}
     if after:
         comments = {key: text for script in scripts(after) for key, text in assignments(script).items()} | comments
     if asks:
         missing = f"{config['init_from']}, which does not exist yet" if after and not inherited else ''
-        print_help(module['__doc__'] or '', config, own, comments, missing)
+        print_help(module['__doc__'] or '', config, listed, comments, missing)
         raise SystemExit(0)
     for word in words:
         key, equals, text = word.removeprefix('--').partition('=')
@@ -100,7 +100,7 @@ def configure(module, argv=None, after='', inherited=None):
             fail(f'--{key}={text}: the nets of the phase before have {key} {as_text(sizes[key])}; set it where they '
                  f'are made, in {config.origins[key]}')
         config[key], config.origins[key] = value, phase
-    module.update({key: config[key] for key in own})
+    module.update({key: config[key] for key in listed})
     return config
 
 
@@ -158,31 +158,31 @@ def assignments(path):
 
     Imported names are not among them, so `from p2_contrast import temperature` makes no key of P5.
     """
-    found, before, name, line = {}, None, None, 0
+    comments, before, name, line = {}, None, None, 0
     with open(path, encoding='utf-8') as source:
         for token in tokenize.generate_tokens(source.readline):
             if token.string == '=' and before.type == tokenize.NAME and before.start[1] == 0:
                 name, line = before, before.start[0]
-                found.setdefault(name.string, '')
+                comments.setdefault(name.string, '')
             elif token.type == tokenize.COMMENT and name and token.start[0] == name.start[0]:
-                found[name.string] = token.string.lstrip('# ')
+                comments[name.string] = token.string.lstrip('# ')
             elif token.type == tokenize.COMMENT and name and token.start[0] == line + 1 and token.start[1]:
-                found[name.string], line = f"{found[name.string]} {token.string.lstrip('# ')}".strip(), line + 1
+                comments[name.string], line = f"{comments[name.string]} {token.string.lstrip('# ')}".strip(), line + 1
             before = token
-    return found
+    return comments
 
 
 def defaults(path):
     """{name: value} of the settings of a script, read from its text."""
-    found = {}
+    values = {}
     for line in ast.parse(Path(path).read_text(encoding='utf-8')).body:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and isinstance(
                 line.value, (ast.Constant, ast.UnaryOp)):
-            found[line.targets[0].id] = ast.literal_eval(line.value)
-    return {key: value for key, value in found.items() if type(value) in EXPECTS and key.islower()}
+            values[line.targets[0].id] = ast.literal_eval(line.value)
+    return {key: value for key, value in values.items() if type(value) in EXPECTS and key.islower()}
 
 
-def print_help(doc, config, own, comments, missing=''):
+def print_help(doc, config, listed, comments, missing=''):
     """Print the docstring, then `--key=value  comment` for each key: the script's own, then those that it takes over,
     with the phase that set them; or that the checkpoint which holds them is missing. Lines of 120 (rank 0)."""
     def rows(keys, origin=lambda key: ''):
@@ -191,7 +191,7 @@ def print_help(doc, config, own, comments, missing=''):
         return [textwrap.fill(origin(key) + comments.get(key, ''), 120, initial_indent=f'  {flags[key]:{width}}  ',
                               subsequent_indent=' ' * (width + 4)) or f'  {flags[key]}' for key in keys]
 
-    lines, inherited = rows(own), [key for key in config if key not in own]
+    lines, inherited = rows(listed), [key for key in config if key not in listed]
     if inherited:
         lines += ['', f"From {config['init_from']}, unless given here; in brackets the phase that set it:",
                   *rows(inherited, lambda key: f'[{config.origins[key]}] ')]
@@ -472,12 +472,12 @@ class Run:
 
 def evaluations(folder):
     """The evaluations in a run folder's metrics.jsonl, in order: [{'step', metric: value}]; not finite is nan."""
-    path, found = Path(folder, 'metrics.jsonl'), []
+    path, rows = Path(folder, 'metrics.jsonl'), []
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         row = json.loads(line)
         if any(key.startswith('val/') for key in row):
-            found.append({key.removeprefix('val/'): math.nan if value is None else value for key, value in row.items()})
-    return found
+            rows.append({key.removeprefix('val/'): math.nan if value is None else value for key, value in row.items()})
+    return rows
 
 
 def write_csv(folder):
@@ -823,12 +823,12 @@ def load_checkpoint(path, phase, made_by, holds=HOLDS, mmap=False):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')    # about a pickle that is not ours; the line below says it better
             checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-        found, _ = checkpoint['phase'], [checkpoint[key] for key in holds]
+        made_by_phase, _ = checkpoint['phase'], [checkpoint[key] for key in holds]
     except Exception as error:    # a damaged zip or pickle raises a dozen different types
         fail(f'{path} is truncated or no checkpoint of ours ({type(error).__name__}); make it with: {made_by}')
     phases = phase if isinstance(phase, tuple) else (phase,)
-    if found not in phases:
-        fail(f'{path} is a checkpoint of {found}, not of {" or ".join(phases)}; make it with: {made_by}')
+    if made_by_phase not in phases:
+        fail(f'{path} is a checkpoint of {made_by_phase}, not of {" or ".join(phases)}; make it with: {made_by}')
     return checkpoint
 
 
@@ -866,16 +866,16 @@ def resume(run, nets, optimizer, ema, state):
         settings = [{key: value for key, value in group.items() if key not in ('params', 'lr')}     # a step sets lr
                     for group in optimizer.param_groups]
         optimizer.load_state_dict(checkpoint['optimizer'])
-        for group, own in zip(optimizer.param_groups, settings):
-            group.update(own)
+        for group, setting in zip(optimizer.param_groups, settings):
+            group.update(setting)
     except (KeyError, RuntimeError, ValueError) as error:
         fail(f'{run.checkpoint} does not fit the nets of these settings: {str(error)[:200]}')
     run.history, run.saved_step = checkpoint['history'], checkpoint['step']
     if len(checkpoint['rng']) == run.world:
-        own = checkpoint['rng'][run.rank]
-        torch.set_rng_state(own['cpu'])
-        if run.device.type == 'cuda' and own['cuda'] is not None:
-            torch.cuda.set_rng_state(own['cuda'], run.device)
+        generators = checkpoint['rng'][run.rank]
+        torch.set_rng_state(generators['cpu'])
+        if run.device.type == 'cuda' and generators['cuda'] is not None:
+            torch.cuda.set_rng_state(generators['cuda'], run.device)
     else:                              # other ranks than it was saved by
         own_random_state(run)
     log = run.dir / 'metrics.jsonl'

@@ -43,7 +43,7 @@ size_octaves = 1.0
 spacing_octaves = 1.0
 text = 'words'                   # words, digits or mixed
 # sizes
-image_layers = '1000'            # hidden units of the image DBN, bottom up; 300,300 holds the number worse (LOG.md)
+image_layers = '1000'            # hidden units of the image DBN, bottom up; 300,300 holds the number worse (docs/LOG.md)
 text_hidden = 40                 # units of z_txt
 joint_hidden = 500               # units of the joint RBM
 # training
