@@ -98,7 +98,7 @@ def prior_input(V, step, blur_steps, coordinate_steps):
 def image_loss(V, config):
     """The weighted priors on canvases V -> scalar, {prior: value}."""
     terms = priors.image_prior_terms(V, config.alpha, config.size // config.query_grid)
-    return priors.image_prior_loss(terms, {name: config[f'lambda_{name}'] for name in priors.PRIORS}), terms
+    return priors.image_prior_loss(terms, {name: config[f'lambda_{name}'] for name in terms}), terms
 
 
 def reconstruction(decoder, V, z, x, start=BOS):
