@@ -74,8 +74,8 @@ lr_steps = 10_000         # the cosine ends here, at a tenth of the peak
 weight_decay = 0.01       # >= 0
 grad_clip = 1.0
 ema_decay = 0.999         # 0 to 1: of the averaged weights, which every evaluation and later phase uses
-eval_every = 500          # >= 1
-log_every = 50            # >= 1
+eval_every = 500          # >= 1: steps between evaluations, each with figures and a checkpoint
+log_every = 50            # >= 1: steps between lines in metrics.jsonl
 device = 'auto'           # cuda, mps or cpu
 dtype = 'auto'            # autocast: bfloat16 or float32
 compile = True            # torch.compile on CUDA; not on a CPU, which gains 9% at most for minutes of compiling

@@ -52,11 +52,11 @@ mine_every = 500          # steps between searches for the scenes that z confuse
 # what goes on from P1
 rec_samples = 128         # >= 1: sentences a step (all ranks) that the auxiliary decoder reads, at least one a scene
 # optimisation; grad_accum works by gradient caching from here on: the contrast always sees the whole batch
-learning_rate = 2e-4      # >= 0
-warmup_steps = 200        # >= 0
-max_steps = 10_000        # >= 0
+learning_rate = 2e-4
+warmup_steps = 200
+max_steps = 10_000
 lr_steps = 10_000
-eval_every = 500          # >= 1
+eval_every = 500
 config = runtime.configure(globals(), after='p1')
 
 

@@ -31,11 +31,11 @@ blur_sigma = 0.8          # px
 cutout = 6                # >= 0: side of the square that is cut out, px
 mine_at_start = True      # the scenes that z confuses at the start fill most of the batch; false is the plan
 # optimisation
-learning_rate = 1e-4      # >= 0
-warmup_steps = 100        # >= 0
-max_steps = 3_000         # >= 0
+learning_rate = 1e-4
+warmup_steps = 100
+max_steps = 3_000
 lr_steps = 3_000
-eval_every = 250          # >= 1
+eval_every = 250
 config = runtime.configure(globals(), after='p2')
 
 

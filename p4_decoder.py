@@ -38,10 +38,10 @@ paraphrases = 2           # >= 1: that it learns to say of each canvas: reading 
                           # (docs/LOG.md)
 # optimisation
 learning_rate = 1e-4      # >= 0: the plan's decoder rate
-warmup_steps = 200        # >= 0
-max_steps = 10_000        # >= 0
+warmup_steps = 200
+max_steps = 10_000
 lr_steps = 10_000
-eval_every = 500          # >= 1
+eval_every = 500
 config = runtime.configure(globals(), after='p3')
 
 

@@ -45,10 +45,10 @@ dec_samples = 128         # >= 1: sentences a step (all ranks) for lambda_dec, a
 # optimisation
 learning_rate = 1e-4      # >= 0: of the decoder
 encoder_scale = 0.2       # encoder and readout learn at this fraction of it
-warmup_steps = 100        # >= 0
-max_steps = 3_000         # >= 0
+warmup_steps = 100
+max_steps = 3_000
 lr_steps = 3_000
-eval_every = 500          # >= 1
+eval_every = 500
 config = runtime.configure(globals(), after='p4')
 
 # Text is normalised already; its own tokenizer knows ASCII alone.

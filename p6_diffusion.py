@@ -56,7 +56,7 @@ learning_rate = 1e-4      # >= 0: of the decoder; encoder and readout learn at e
 warmup_steps = 100        # >= 0: of the U-Net, and again of the encoder when it begins to move
 max_steps = 7_000         # >= 0: those of the U-Net alone and those of all nets together
 lr_steps = 7_000
-eval_every = 1000         # >= 1
+eval_every = 1000
 config = runtime.configure(globals(), after='p5')
 
 

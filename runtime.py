@@ -34,7 +34,7 @@ from tqdm import tqdm
 DIVERGED = 3             # exit status of a run whose loss or weights are no longer finite
 PROGRESS_SECONDS = 20    # between two progress lines when stderr is not a terminal
 EXPECTS = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text'}
-BOUNDS = re.compile(r'>= (\S+?)[:,;]? |(\S+) to (\S+?)[:,;] ')     # what a setting's comment may begin with
+BOUNDS = re.compile(r'>= ([\d.]+)(?::|$)|([\d.]+) to ([\d.]+)(?::|$)')      # what a setting's comment may begin with
 PURPOSES = 'scenes', 'jitter', 'diffusion', 'buffer', 'noise'      # what a step draws random numbers for
 
 
@@ -81,7 +81,8 @@ def configure(module, argv=None, after='', inherited=None):
     config = Config((inherited or {}) | listed)
     config.origins = {**getattr(inherited, 'origins', {}), **dict.fromkeys(listed, phase)}
     if after:
-        comments = {key: text for script in scripts(after) for key, text in assignments(script).items()} | comments
+        earlier = {key: text for script in scripts(after) for key, text in assignments(script).items() if text}
+        comments = earlier | {key: text or earlier.get(key, '') for key, text in comments.items()}
     if asks:
         missing = f"{config['init_from']}, which does not exist yet" if after and not inherited else ''
         print_help(module['__doc__'] or '', config, listed, comments, missing)
@@ -476,7 +477,7 @@ def evaluations(folder):
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         row = json.loads(line)
         if any(key.startswith('val/') for key in row):
-            rows.append({key.removeprefix('val/'): math.nan if value is None else value for key, value in row.items()})
+            rows.append({key.removeprefix('val/'): with_nan(value) for key, value in row.items()})
     return rows
 
 
@@ -526,6 +527,13 @@ def finite(value):
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_nan(value):
+    """value with each None, also in a list, as NaN: what finite() has written."""
+    if isinstance(value, list):
+        return [with_nan(item) for item in value]
+    return math.nan if value is None else value
 
 
 def write_text(path, text):
