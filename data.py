@@ -305,19 +305,20 @@ class Corpus:
         views = torch.stack(self.renderings(scenes, variants, generator, k=1 + paraphrases), dim=1)
         return self.take(scenes[:, None], variants[:, None], views)
 
-    def contrast_rows(self, n, seed, step, negatives, leave_out='', form='any', free_view=False, all_swaps=False,
-                      pairs=None, among=None):
+    def contrast_rows(self, config, step, form='any', free_view=False, all_swaps=False, pairs=None, among=None):
         """The indices of a contrastive step: scenes, variants (n, K), renderings (n, K, views), valid (n, K). Column 0
         is the scene itself; a family that does not apply is filled with it and marked invalid.
 
-        negatives: K - 1. leave_out: a family, or ''. form: of the two paraphrases, as in renderings(); free_view: and a
-        free one. all_swaps: every scene brings its argument swap; otherwise all families have the same chance. pairs
-        (P, 2): scenes that belong together, to fill three quarters of the batch. among: the scenes to draw from."""
-        scenes, generator = self.draw(n, seed, step, among)
+        config: batch_size n, seed, negatives K - 1, and leave_out, a family or ''. form: of the two paraphrases, as in
+        renderings(); free_view: and a free one. all_swaps: every scene brings its argument swap; otherwise all families
+        have the same chance. pairs (P, 2): scenes that belong together, to fill three quarters of the batch. among: the
+        scenes to draw from."""
+        n = config.batch_size
+        scenes, generator = self.draw(n, config.seed, step, among)
         if pairs is not None:
             some = pairs[torch.randperm(len(pairs), generator=generator)[:3 * n // 8]]    # (3n/8, 2), or all there are
             scenes[:some.numel()] = some.T.flatten()
-        extra, valid = self.negatives(scenes, negatives, generator, hardest=all_swaps, without=leave_out)
+        extra, valid = self.negatives(scenes, config.negatives, generator, all_swaps, config.leave_out)
         variants = torch.cat((torch.zeros(n, 1, dtype=torch.long), extra.where(valid, torch.zeros_like(extra))), dim=1)
         valid = torch.cat((torch.ones(n, 1, dtype=torch.bool), valid), dim=1)
         scenes = scenes[:, None].expand_as(variants)
@@ -328,13 +329,11 @@ class Corpus:
 
     def contrast_batch(self, config, run, step, **options):
         """The Batch of a contrastive step; options as in contrast_rows()."""
-        n = config.batch_size
-        scenes, variants, views, valid = self.contrast_rows(n, config.seed, step, config.negatives, config.leave_out,
-                                                            **options)
-        rows = runtime.local_slice(run, n)
+        scenes, variants, views, valid = self.contrast_rows(config, step, **options)
+        rows = runtime.local_slice(run, len(scenes))
         x = self.take(scenes[rows, :, None], variants[rows, :, None], views[rows])        # (n, K, views, T)
         scenes, variants, valid = (t.to(run.device, non_blocking=True) for t in (scenes, variants, valid))
-        index = torch.arange(n, device=run.device)[rows]
+        index = torch.arange(len(scenes), device=run.device)[rows]
         return Batch(x, index, self.meanings[scenes, variants], valid, variants, rows)
 
     def take(self, scenes, variants, renderings):

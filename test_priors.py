@@ -241,7 +241,7 @@ def test_blur_is_scipy_mirror(sigma, reach):
     assert gaussian_blur(V, 0) is V
 
 
-# -- jitter -------------------------------------------------------------------------------------------------------------
+# -- jitter -----------------------------------------------------------------------------------------------------------
 
 def test_shift_is_a_slice_of_the_canvas_with_its_border_repeated():
     V, pad = torch.randn(25, 3, 7, 9), 3
