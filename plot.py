@@ -7,7 +7,6 @@ Reads:  out/pN/plots/step_*.npz, metrics.jsonl, samples.jsonl, gate.json      Wr
     python plot.py --run=out/p1
     python plot.py --gates=true
     python plot.py --gates=true --out=out/seed0,out/seed1,out/seed2      # mean ± sd over the runs
-    python plot.py --html=true                                           # out/report.html, all of it in one file
 """
 import colorsys
 import json
@@ -31,7 +30,6 @@ import runtime
 run = ''          # one run folder; '' is every p*/ in `out`
 out = 'out'       # the folder that holds the run folders; also several, a,b,c: one a seed
 gates = False     # a table of all gates, drawn and printed, instead of the figures
-html = False      # report.html beside the run folders, instead of the figures
 config = runtime.configure(globals())
 
 DPI = 160            # pixels an inch: a figure 9 inches wide is sharp in a README, which shows about 900 pixels
@@ -703,7 +701,7 @@ def statistics_figure(runs):
 
 
 def canvases(folder):
-    """canvases.json of bench.py against the batch, canvases.png: rates, the best of each marked, and memory."""
+    """canvases.json of tools/bench.py against the batch, canvases.png: rates, the best of each marked, and memory."""
     rows = read_json(Path(folder) / 'canvases.json')
     fig, axes = figure(9, 2.9, 1, 3, sharex=True)
     panels = (('forward', 'Forward', 'sentences a second'), ('backward', 'Forward, priors and backward',
@@ -802,13 +800,6 @@ def drawable(folder):
                                        for name in ('metrics.jsonl', 'samples.jsonl', *DRAWN_BY))
 
 
-def is_control(folder):
-    """Whether a run folder is of P6 without its prior: it has metrics, but is no link of the chain."""
-    about = Path(folder) / 'run.json'
-    found = read_json(about) if about.is_file() else {}
-    return found.get('phase') == 'p6' and not found['config']['lambda_prior']
-
-
 def redraw(folder):
     """Draw every figure of a run folder again from its files. SystemExit(2), after one line, if it holds none."""
     if not drawable(folder):
@@ -825,9 +816,6 @@ def redraw(folder):
 def main():
     chains = [sorted(path for path in Path(folder).glob('p*') if path.is_dir()) for folder in out.split(',')]
     folders = [Path(run)] if run else [folder for chain in chains for folder in chain]
-    if html and (len(chains) > 1 or run or gates):
-        runtime.fail('--html=true makes one report of all phases of one --out, gates included: it goes with no --run, no '
-                     '--gates and no second folder')
     if gates and len(chains) > 1:
         print(gates_over_seeds(chains))
         return
@@ -835,17 +823,10 @@ def main():
         gates_figure(folders)
         print(gates_text(folders))
         return
-    if html:
-        folders = [folder for folder in folders
-                   if (drawable(folder) or (folder / 'gate.json').is_file()) and not is_control(folder)]
-    elif not run:
+    if not run:
         folders = [folder for folder in folders if drawable(folder)]
     if not folders:
         runtime.fail(f'no run folder with anything to draw in {out}/; a phase makes one: python p1_canvas.py')
-    if html:
-        import report
-        print(f'wrote {report.write(folders)}')
-        return
     for folder in folders:
         redraw(folder)
         print(f'drew {folder}/plots')

@@ -77,7 +77,8 @@ def configure(module, argv=None, after='', inherited=None):
     asks, sizes = {'--help', '-h'} & set(words), {}
     if after and inherited is None and is_program:
         given = [word.removeprefix('--init_from=') for word in words if word.startswith('--init_from=')]
-        inherited, sizes = settings_before(given[-1] if given else listed['init_from'], after, missing_ok=asks)
+        listed['init_from'] = given[-1] if given else listed['init_from']
+        inherited, sizes = settings_before(listed['init_from'], after, missing_ok=asks)
     config = Config((inherited or {}) | listed)
     config.origins = {**getattr(inherited, 'origins', {}), **dict.fromkeys(listed, phase)}
     if after:

@@ -1,9 +1,12 @@
-"""Serve the playground on 127.0.0.1: the page of this folder, and under /model/ what export.py wrote.
+"""Serve the playground on 127.0.0.1: the page of this folder, and under /model/ an exported model.
 
-Reads:  out/onnx/      Writes: nothing
-    python export.py && npm install --prefix playground && python -m playground
+Reads:  out/onnx/, or else pretrained/onnx/      Writes: nothing
+    npm install --prefix playground && python -m playground           # the model that comes with the repository
+    python -m tools.export && python -m playground                    # yours
 """
 import functools
+import json
+import os
 import threading
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +15,8 @@ from urllib.parse import urlsplit
 
 import runtime
 
-model = 'out/onnx'        # the folder that export.py wrote
+model = ''                # folder with the exported model; '' is out/onnx where it is there, or else pretrained/onnx,
+                          # the model that comes with this
 port = 8000               # 0 takes a free one
 config = runtime.configure(globals())
 
@@ -42,6 +46,21 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
+def find_model(folder=''):
+    """The folder of an exported model, as the setting `model` names it."""
+    folders = [Path(folder)] if folder else [Path('out/onnx'), Path(os.path.relpath(HERE.parent / 'pretrained/onnx'))]
+    return next((path for path in folders if (path / 'model.json').is_file()), folders[0])
+
+
+def described(folder):
+    """The model in a folder in a few words: its phase, and the checkpoint that it was exported from."""
+    try:
+        about = json.loads((folder / 'model.json').read_text(encoding='utf-8'))
+        return f"{folder} ({about['phase'].upper()}, from {about['checkpoint']})"
+    except (OSError, ValueError, KeyError):      # the page says what is wrong with it
+        return str(folder)
+
+
 def listen(exported, port):
     """A server on 127.0.0.1 that is not serving yet. Raises OSError when the port is taken."""
     return ThreadingHTTPServer(('127.0.0.1', port), functools.partial(Handler, exported=Path(exported).resolve()))
@@ -62,11 +81,13 @@ def server(exported):
 def main():
     if not 0 <= port < 65_536:
         runtime.fail(f'--port={port}: expects 0 to 65535')
+    folder = find_model(model)
     try:
-        httpd = listen(model, port)
+        httpd = listen(folder, port)
     except OSError as error:
         runtime.fail(f'--port={port}: {error.strerror}; choose another')
-    for path, command in ((Path(model) / 'model.json', f'python export.py --out={model}'),
+    print(f'model {described(folder)}')
+    for path, command in ((folder / 'model.json', f'python -m tools.export --out={folder}'),
                           (HERE / 'node_modules' / 'onnxruntime-web', 'npm install --prefix playground')):
         if not path.exists():
             print(f'note: {path} does not exist; make it with: {command}')

@@ -3,7 +3,7 @@
 The page measures itself: from the time stamp of the key event to the moment the new canvas is drawn. Keys come one at a
 time, each after the page has read the canvas before it.
 
-Reads:  out/onnx/      Writes: nothing
+Reads:  out/onnx/, or else pretrained/onnx/      Writes: nothing
     python -m playground.latency
 """
 import shutil
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import numpy as np
 
 import runtime
-from playground.__main__ import server
+from playground.__main__ import described, find_model, server
 
-model = 'out/onnx'        # the folder that export.py wrote
+model = ''                # folder with the exported model, as of python -m playground
 keys = 200                # keystrokes measured, after 20 that are not
 config = runtime.configure(globals())
 
@@ -72,7 +72,9 @@ def main():
         runtime.fail('playwright is not installed; run: pip install -r playground/requirements.txt')
     if keys < 2:
         runtime.fail(f'--keys={keys}: expects at least 2')
-    with server(model) as address, browser() as chromium:
+    folder = find_model(model)
+    print(f'model {described(folder)}')
+    with server(folder) as address, browser() as chromium:
         page = chromium.new_page(viewport={'width': 1280, 'height': 900})
         open_page(page, address)
         milliseconds(page, 20)                   # the first runs of a session are slower

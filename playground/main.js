@@ -8,6 +8,7 @@ import { BOS, PARA, normalize } from './tokenizer.js';
 const $ = (id) => document.getElementById(id);
 const CUT = 6;                    // side of the square, as in P3
 const BRUSH = 0.25;               // what one touch of the brush adds, in spreads of the channel
+const EXAMPLES = [1, 3, 6, 8];    // sentences of the map to try, which show what can be typed
 
 async function start() {
   const model = await loadModel();
@@ -49,6 +50,11 @@ async function start() {
   $('facts').textContent = `${(about.parameters / 1e6).toFixed(1)}M parameters, ${about.phase.toUpperCase()}, all in `
     + 'this browser.';
   $('count').textContent = about.map.sentences.length;
+  for (const sentence of EXAMPLES.map((i) => about.map.sentences[i]).filter(Boolean)) {
+    const button = Object.assign(document.createElement('button'), { textContent: sentence });
+    button.onclick = () => type($('text'), sentence);
+    $('examples').append(button, ' ');
+  }
 
   function theme() {
     const style = getComputedStyle(document.documentElement);

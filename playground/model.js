@@ -5,8 +5,8 @@ import { BOS, EOS, PAD, PARA, Tokenizer } from './tokenizer.js';
 // An error that the page shows as it is.
 export class PageError extends Error {}
 
-const EXPORT = 'Make it with "python export.py --init_from=out/p5/ckpt.pt --out=out/onnx" in the repository, start the '
-  + 'page with "python -m playground", and reload.';
+const EXPORT = 'Make it with "python -m tools.export" in the repository, start the page with "python -m playground", '
+  + 'and reload.';
 
 async function fetchFile(path) {
   let response;

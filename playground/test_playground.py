@@ -7,8 +7,8 @@ import importlib.util
 import os
 import re
 import runpy
-import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,18 @@ import pytest
 import torch
 
 import data
-import p3_jitter
+import grammar
 import plot
 import priors
+import runtime
 from model import BOS, PARA
 from p1_canvas import reconstruction
-from playground.__main__ import HERE, server
+from playground.__main__ import HERE, described, find_model, server
 from playground.latency import browser, find_browser, open_page
+from runs.presets import PRESETS
 from sample import TextCanvas
+from tools import export
+from tools.pretrain import rounded
 
 ROOT = HERE.parent
 MISSING = [f'{name}: pip install -r playground/requirements.txt'
@@ -71,25 +75,23 @@ def teach(path, steps=150):
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """P1 to P5 as runs/smoke.sh has them, for one step each, taught six sentences, and their export: .folder, .model
-    (TextCanvas)."""
+    """P1 to P5 as runs/smoke.sh has them, for one step each, taught six sentences, then rounded to 16 bits like the model
+    that comes with the repository, and its export: .folder, .model (TextCanvas)."""
     folder, before = tmp_path_factory.mktemp('playground'), os.getcwd()
-    text = (ROOT / 'runs/smoke.sh').read_text().replace('\\\n', '').replace('$out', 'out')
-    tiny = re.search(r'^tiny="(.*)"$', text, re.M)[1]
     with pytest.MonkeyPatch.context() as patch:
         for name in ('evaluation', 'trends', 'samples_table'):
             patch.setattr(plot, name, lambda *_: None)
         patch.setattr(data, 'HELD_OUT_SIZE', 64)
         os.chdir(folder)
         try:
-            for line in re.findall(r'^python (p[1-5]_.*)$', text, re.M):
-                script, *words = shlex.split(line.replace('$tiny', tiny))
-                run(ROOT / script, *words, '--max_steps=1', '--dtype=float32')
+            for script in runtime.scripts('p5'):
+                run(script, *PRESETS['smoke'][script.name[:2]].split(), '--max_steps=1', '--dtype=float32')
             teach('out/p5/ckpt.pt')
-            run(ROOT / 'export.py', '--init_from=out/p5/ckpt.pt', '--out=onnx', '--map_scenes=20')
+            torch.save(rounded(torch.load('out/p5/ckpt.pt', weights_only=True)), 'model.pt')
+            run(ROOT / 'tools/export.py', '--init_from=model.pt', '--out=onnx', '--map_scenes=20', '--half=true')
         finally:
             os.chdir(before)
-    return SimpleNamespace(folder=folder / 'onnx', model=TextCanvas(folder / 'out/p5/ckpt.pt', 'cpu', 'float32'))
+    return SimpleNamespace(folder=folder / 'onnx', model=TextCanvas(folder / 'model.pt', 'cpu', 'float32'))
 
 
 @pytest.fixture(scope='module')
@@ -154,7 +156,7 @@ def screenshot(page, name):
 
 
 def test_the_tokenizer_is_tiktokens(page, exported):
-    sentences = [*data.EVAL_SENTENCES, *ODD, *page.evaluate('playground.model.about.map.sentences')]
+    sentences = [*grammar.EVAL_SENTENCES, *ODD, *page.evaluate('playground.model.about.map.sentences')]
     ids = page.evaluate('''(sentences) => sentences.map(
         (s) => playground.model.tokenizer.encode(s, playground.model.about.max_length))''', sentences)
     assert ids == exported.model.tokens(sentences)
@@ -183,6 +185,26 @@ def test_typing_changes_the_canvas_and_it_is_pytorchs(page, exported):
     times = page.evaluate('playground.milliseconds')
     print(f'keystroke to canvas, small model: p50 {np.percentile(times, 50):.1f} ms, p95 {np.percentile(times, 95):.1f} ms')
     assert 0 < min(times) and max(times) < 10_000
+
+
+def test_the_first_screen_shows_what_to_type_and_what_comes_of_it(chromium, base, exported):
+    for width, height, examples in ((1280, 800, 4), (390, 844, 2)):
+        page = chromium.new_page(viewport={'width': width, 'height': height})
+        open_page(page, base)
+        sentence = page.input_value('#text')
+        assert sentence == TAUGHT[0] and page.text_content('#said').split() == sentence.split()
+        for part in '#text', '#picture', '#said':
+            box = page.locator(part).bounding_box()
+            assert 0 <= box['y'] < height and box['height'] > 20, f'{part} is on the first screen of {width} x {height}'
+        shown = page.locator('#examples button:visible')
+        assert shown.count() == examples
+        screenshot(page, f'first_{width}')
+        before, words = canvas(page), shown.last.text_content()
+        shown.last.click()
+        settle(page)
+        assert page.input_value('#text') == words in exported.model.tokenizer.decode(
+            exported.model.tokens([words])[0]) and (canvas(page) - before).abs().max() > 1e-3
+        page.close()
 
 
 def test_what_it_says_is_what_pytorch_says(page, exported):
@@ -232,9 +254,9 @@ def test_the_mouse_shifts_paints_and_cuts(page):
         settle(page)
         return canvas(page)
 
-    assert torch.equal(drag('move', 10, 10, 3, -4), p3_jitter.shift(V, 3 * one, -4 * one))
+    assert torch.equal(drag('move', 10, 10, 3, -4), priors.shift(V, 3 * one, -4 * one))
     cut = drag('cut', 12, 20)
-    assert (cut - p3_jitter.cut_out(V, 9 * one, 17 * one, 6)).abs().max() < 1e-5
+    assert (cut - priors.cut_out(V, 9 * one, 17 * one, 6)).abs().max() < 1e-5
     page.click('#channels button >> nth=2')
     painted = drag('paint', 8, 8) - V
     assert (painted[0, 2] == 0).all() and (painted[0, [0, 1, 3, 4, 5]].amax((1, 2)) > 0.1).all()
@@ -260,7 +282,7 @@ def test_all_of_it_by_keyboard(page):
     page.keyboard.press('ArrowRight')
     page.keyboard.press('ArrowDown')
     settle(page)
-    assert torch.equal(canvas(page), p3_jitter.shift(V, one, one))
+    assert torch.equal(canvas(page), priors.shift(V, one, one))
     page.click('#reset')
     page.click('button[data-tool=cut]')
     page.focus('#picture')
@@ -341,7 +363,7 @@ def test_what_is_missing_is_said(chromium, exported, tmp_path, monkeypatch):
     page = chromium.new_page()
     whole = {path.name: path.read_bytes() for path in exported.folder.iterdir()}
     with server(tmp_path) as address:
-        assert 'python export.py' in message(page, address)
+        assert 'python -m tools.export' in message(page, address)
         for name, content, words in (('model.json', b'{', 'is not JSON'), ('model.json', b'{}', 'lacks "channels"'),
                                      ('model.json', None, 'no model/map.bin'), ('map.bin', b'abcd', 'same export'),
                                      ('map.bin', None, 'no model/encoder.onnx'),
@@ -377,7 +399,6 @@ class Unsteady(torch.nn.Module):
 
 
 def test_an_export_that_differs_is_refused(capsys):
-    import export
     module, examples = Unsteady(), [(torch.rand(n, 3),) for n in (1, 5, 2)]
     settings = (['x'], ['y', 'same']), ({0: torch.export.Dim('batch')},)
     content, difference = export.to_onnx(module, examples, *settings)
@@ -393,8 +414,60 @@ def test_an_export_that_differs_is_refused(capsys):
     assert stop.value.code == 1 and 'nothing is written' in capsys.readouterr().err
 
 
+def test_half_the_size_and_the_same_numbers(exported):
+    import onnx
+    from onnx import numpy_helper
+    contents = {name: (exported.folder / f'{name}.onnx').read_bytes() for name in ('encoder', 'reader', 'decoder')}
+    whole = {name: content for name, (content, _) in export.graphs(exported.model, list(TAUGHT)).items()}
+    for name, content in contents.items():
+        weights, others = ({w.name.removesuffix('_half'): numpy_helper.to_array(w)
+                            for w in onnx.load_from_string(c).graph.initializer} for c in (content, whole[name]))
+        assert weights.keys() == others.keys()
+        large = {key for key, value in others.items() if value.dtype == np.float32 and value.size >= 256}
+        assert large and all(weights[key].dtype == np.float16 for key in large)
+        assert all(np.array_equal(weights[key], value) for key, value in others.items()), 'to the bit'
+        saved = len(whole[name]) - len(content)
+        assert 0.9 < saved / sum(others[key].nbytes / 2 for key in large) <= 1
+        assert str(ROOT).encode() not in content + whole[name], 'nothing of the machine that made it'
+    content = export.compact(whole['encoder'], halved=True)
+    assert abs(len(content) - len(contents['encoder'])) < 500
+    third = onnx.load_from_string(whole['reader'])
+    for weight in third.graph.initializer:                                  # as a checkpoint of float32 has them
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            values = numpy_helper.to_array(weight)
+            weight.CopyFrom(numpy_helper.from_array(values * np.float32(1 / 3) + np.float32(1e-3), weight.name))
+    third = third.SerializeToString()
+    assert not any(w.data_type == onnx.TensorProto.FLOAT16
+                   for w in onnx.load_from_string(export.compact(third, halved=True)).graph.initializer)
+
+
+def test_which_model_is_served(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = tmp_path / 'repository/pretrained/onnx'
+    monkeypatch.setattr('playground.__main__.HERE', tmp_path / 'repository/playground')
+    assert find_model() == Path('out/onnx') and find_model('mine') == Path('mine'), 'none is there'
+    shutil.copytree(exported.folder, shipped)
+    assert find_model() == Path('repository/pretrained/onnx'), 'the one that comes with the repository'
+    assert described(find_model()) == 'repository/pretrained/onnx (P5, from model.pt)'
+    Path('out/onnx').mkdir(parents=True)
+    assert find_model() == Path('repository/pretrained/onnx'), 'an export that was not finished'
+    shutil.copy(shipped / 'model.json', 'out/onnx/model.json')
+    assert find_model() == Path('out/onnx') and find_model('mine') == Path('mine')
+    Path('out/onnx/model.json').write_text('{"phase": ')
+    assert described(Path('out/onnx')) == 'out/onnx'
+    words = [sys.executable, '-m', 'playground', '--port=0', f'--model={exported.folder}']
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        first, second = process.stdout.readline(), process.stdout.readline()
+    finally:
+        process.terminate()
+        process.wait()
+    assert first == f'model {exported.folder} (P5, from model.pt)\n' and second.startswith('http://127.0.0.1:')
+
+
 @pytest.mark.parametrize('words, hint', [
-    (['export.py', '--init_from=nowhere.pt'], 'bash runs/cpu.sh'), (['export.py', '--map_scenes=1'], 'at least 4'),
+    (['tools/export.py', '--init_from=nowhere.pt'], 'bash runs/cpu.sh'),
+    (['tools/export.py', '--map_scenes=1'], 'at least 4'),
     (['playground/__main__.py', '--port=99999'], '0 to 65535')])
 def test_bad_input_is_one_line(words, hint, capsys):
     with pytest.raises(SystemExit) as stop:

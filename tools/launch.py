@@ -18,7 +18,7 @@ import torch
 import runtime
 
 SCRIPTS = {path.name[:2]: path.name for path in runtime.scripts('p6')}
-MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # at the sizes of `ablation`, beside one other run
+MINUTES = {'p1': 2.5, 'p2': 15, 'p3': 2.5, 'p4': 3, 'p5': 3.5, 'p6': 6}   # sizes of `ablation`, beside one other run
 
 
 class Run(NamedTuple):
@@ -65,7 +65,7 @@ def own_settings(run):
         return True
     made = json.loads(facts.read_text(encoding='utf-8'))['config']
     usual = settings(*((phase, ()) for phase in SCRIPTS if phase <= run.phase))
-    return all(made.get(key, usual[key]) == value for key, value in run.settings.items()      # what is missing came later
+    return all(made.get(key, usual[key]) == value for key, value in run.settings.items()    # what is missing is newer
                if key not in ('out_dir', 'init_from', 'resume', 'device'))
 
 

@@ -1,10 +1,11 @@
-"""One HTML file about a chain of runs: gates, the plan's four dashboards, learning curves, provenance.
+"""One HTML file about a chain of runs: gates, the plan's four dashboards, what the diffusion prior of P6 does, learning
+curves, provenance.
 
 Everything comes from the run folders; the figures are inside the file, so it can be sent or put on a server as it is.
 
 Reads:  out/pN/{run,gate}.json, metrics.jsonl, samples.jsonl, plots/*.png; out/p7/ablation*.png, out/bench/canvases.png
 Writes: out/report.html
-    python plot.py --html=true
+    python -m tools.report --out=out
 """
 import base64
 import io
@@ -16,6 +17,11 @@ from pathlib import Path
 import numpy as np
 
 import plot
+import runtime
+from p6_diffusion import QUARTERS
+
+out = 'out'               # the folder that holds the run folders of one chain
+config = runtime.configure(globals())
 
 # The plan's "Dashboards to keep open": heading, what to look for, panels of plot.PANELS, figures of an evaluation.
 DASHBOARDS = (
@@ -75,8 +81,8 @@ def png(fig):
 
 def newest(folders, name):
     """(phase, path) of the figure of the latest step of the latest phase that has it, or None."""
-    found = [(folder.name, path) for folder in folders for path in plot.numbered(folder, name)]
-    return found[-1] if found else None
+    figures = [(folder.name, path) for folder in folders for path in plot.numbered(folder, name)]
+    return figures[-1] if figures else None
 
 
 def joined(folders):
@@ -84,15 +90,15 @@ def joined(folders):
     keeps apart what two phases measured."""
     parts, starts, offset = {}, {}, 0
     for folder in folders:
-        found = plot.series(plot.read_lines(folder / 'metrics.jsonl'))
-        if not found:
+        curves = plot.series(plot.read_lines(folder / 'metrics.jsonl'))
+        if not curves:
             continue
         starts[folder.name] = offset
-        for name, (steps, values) in found.items():
+        for name, (steps, values) in curves.items():
             gap = np.full((1, *values.shape[1:]), np.nan)
             if name not in parts or parts[name][0][1].shape[1:] == values.shape[1:]:
                 parts.setdefault(name, []).extend([(steps + offset, values), (steps[-1:] + offset, gap)])
-        offset += max(int(steps.max()) for steps, _ in found.values())
+        offset += max(int(steps.max()) for steps, _ in curves.values())
     return {name: tuple(map(np.concatenate, zip(*pieces))) for name, pieces in parts.items()}, starts
 
 
@@ -122,15 +128,88 @@ def gates(folders):
             table(('', 'criterion', 'target', 'measured', 'baseline', ''), cells, classes))
 
 
-def dashboard(folders, text, panels, figures, found, starts):
+def dashboard(folders, text, panels, figures, curves, starts):
     """The HTML of one of the plan's dashboards."""
-    fig = plot.small_multiples(found, panels, starts) if panels else None
+    fig = plot.small_multiples(curves, panels, starts) if panels else None
     html = f'<p>{escape(text)}</p>\n' + (image(png(fig), 'held-out data, all phases') if fig else '')
     for name in figures:
         latest = newest(folders, name)
         if latest:
             caption = f'{latest[0].upper()}: {CAPTIONS[name]}, step {plot.step_of(latest[1])}'
             html += image(latest[1].read_bytes(), caption)
+    return html
+
+
+def is_control(folder):
+    """Whether a run folder is of P6 without its prior: it has metrics, but is no link of the chain."""
+    about = Path(folder) / 'run.json'
+    facts = plot.read_json(about) if about.is_file() else {}
+    return facts.get('phase') == 'p6' and not facts['config']['lambda_prior']
+
+
+def last_evaluation(folder):
+    """The held-out metrics of the last evaluation in a run folder, {name: value}; {} without."""
+    rows = [row for row in plot.read_lines(folder / 'metrics.jsonl') if any(key.startswith('val/') for key in row)]
+    return {key.removeprefix('val/'): value for key, value in rows[-1].items()} if rows else {}
+
+
+COMPARED = {'prior_spectrum': 'spectrum prior', 'prior_tv': 'TV', 'prior': 'weighted sum of all priors',
+            'paraphrase_distance': 'distance of paraphrases', 'r1': 'R@1', 'r5': 'R@5',
+            'r1_hard': 'R@1 with own counterfactuals in the pool'}
+
+
+def cell(value, form):
+    """A number as text, of several channels their mean; a dash where it is not there or was not finite."""
+    values = value if isinstance(value, list) else [value]
+    return '–' if None in values else plot.number(sum(values) / len(values), form)
+
+
+def prior_tables(metrics):
+    """The U-Net's loss by quarter of t beside a Wiener filter's, and canvases drawn from it beside painted ones."""
+    losses = [(quarter, *(cell(metrics.get(f'{kind}_{quarter}'), '.4f') for kind in ('diffusion', 'wiener')))
+              for quarter in QUARTERS]
+    kinds = {'drawn': 'drawn from noise', 'painted': 'painted from sentences', 'phases': 'painted, with random phases'}
+    columns = {'parsed': '.3f', 'distinct': '.3f', 'alpha': '.2f', 'tv': '.3f', 'kurtosis': '.1f', 'lattice': '.2f'}
+    rows = []
+    for kind, label in kinds.items():
+        values = {name: metrics.get(f'{kind}_{name}') for name in columns}
+        if values['kurtosis'] and None not in values['kurtosis']:
+            values['kurtosis'] = min(values['kurtosis'])
+        rows.append((label, *(cell(values[name], form) for name, form in columns.items())))
+    return ('<p>How well the U-Net takes noise off held-out canvases: where its loss is below that of the Wiener '
+            'filter, it knows more of them than their spectrum.</p>\n'
+            + table(('share of noise', 'diffusion loss', 'Wiener filter'), losses)
+            + '<p>What the decoder reads in canvases, and their statistics: mean slope, kurtosis of the lowest channel.'
+            '</p>\n' + table(('canvases', 'parsed', 'distinct', 'slope', 'TV', 'kurtosis', 'lattice'), rows))
+
+
+COMPARED = {'prior_spectrum': 'spectrum prior', 'prior_tv': 'TV', 'prior': 'weighted sum of all priors',
+            'paraphrase_distance': 'distance of paraphrases', 'r1': 'R@1', 'r5': 'R@5',
+            'r1_hard': 'R@1 with own counterfactuals in the pool'}
+
+
+def control_table(folder, before):
+    """The test scenes at the end of P5, of P6 and, if it has one, of its control. folder: of P6, before: of P5."""
+    runs = {'before': last_evaluation(before), 'with the prior': last_evaluation(folder)}
+    about = folder / 'run.json'
+    control = about.is_file() and plot.read_json(about, ('config',))['config'].get('control')
+    if control:                                       # as a rule its neighbour, wherever both have been moved
+        beside = folder.parent / Path(control).name
+        runs['without'] = last_evaluation(beside if beside.is_dir() else Path(control))
+    names = COMPARED | {name: f'gap, {name[4:]}' for name in runs['with the prior'] if name.startswith('gap_')}
+    rows = [(escape(label), *(cell(metrics.get(name), '.3f') for metrics in runs.values()))
+            for name, label in names.items()]
+    compared = 'and of its control, the same steps without the prior' if control else '; it has no control'
+    return (f'<p>Held-out scenes at the end of P5, of P6 {compared}.</p>\n' + table(('test scenes', *runs), rows))
+
+
+def diffusion_prior(folders):
+    """The HTML of what the diffusion prior of P6 does; '' without one that was measured."""
+    chain = {folder.name: folder for folder in folders}
+    metrics = last_evaluation(chain['p6']) if 'p6' in chain else {}
+    html = prior_tables(metrics) if f'diffusion_{QUARTERS[0]}' in metrics else ''
+    if 'r1' in metrics and 'p5' in chain:                                     # not while the U-Net learns alone
+        html += control_table(chain['p6'], chain['p5'])
     return html
 
 
@@ -170,19 +249,21 @@ def provenance(folders):
 def write(folders):
     """Write report.html beside run folders (one chain, in order) -> its path."""
     folders = [Path(folder) for folder in folders]
-    found, starts = joined(folders)
+    all_curves, starts = joined(folders)
     summary, gate_table = gates(folders)
     sections = {'Gates': gate_table}
     for heading, text, panels, figures in DASHBOARDS:
-        sections[heading] = dashboard(folders, text, panels, figures, found, starts)
+        sections[heading] = dashboard(folders, text, panels, figures, all_curves, starts)
     montages = [(folder.name.upper(), latest) for folder in folders if (latest := newest([folder], 'montage'))]
-    sections['Qualitative'] += ''.join(f'<details><summary>{name}: the sixteen sentences as this phase left them</summary>'
-                                       f'{image(found_at[1].read_bytes(), name)}</details>\n'
-                                       for name, found_at in montages[:-1]) + samples(folders)
+    sections['Qualitative'] += ''.join(
+        f'<details><summary>{name}: the sixteen sentences as this phase left them</summary>'
+        f'{image(latest[1].read_bytes(), name)}</details>\n' for name, latest in montages[:-1]) + samples(folders)
+    if prior := diffusion_prior(folders):
+        sections['Diffusion prior'] = prior
     curves = [(folder.name.upper(), newest([folder], 'trends')) for folder in folders]
     sections['Learning curves'] = ''.join(f'<details open><summary>{name}: every term and metric by step</summary>'
-                                          f'{image(found_at[1].read_bytes(), name)}</details>\n'
-                                          for name, found_at in curves if found_at)
+                                          f'{image(latest[1].read_bytes(), name)}</details>\n'
+                                          for name, latest in curves if latest)
     for name, caption in (('ablations', 'what gets worse without each piece; a dot: in every seed; a ring: better'),
                           ('ablation_canvases', 'the canvases without each piece, in numbers')):
         for path in (folder / f'{name}.png' for folder in folders):
@@ -204,3 +285,18 @@ def write(folders):
     temporary.write_text(page, encoding='utf-8')
     os.replace(temporary, path)
     return path
+
+
+def main():
+    if ',' in out and not Path(out).is_dir():
+        runtime.fail(f'--out={out}: a report is of one chain, so this is one folder')
+    folders = sorted(path for path in Path(out).glob('p*') if path.is_dir())
+    folders = [folder for folder in folders
+               if (plot.drawable(folder) or (folder / 'gate.json').is_file()) and not is_control(folder)]
+    if not folders:
+        runtime.fail(f'no run folder with anything to draw in {out}/; a phase makes one: python p1_canvas.py')
+    print(f'wrote {write(folders)}')
+
+
+if __name__ == '__main__':
+    main()

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -12,16 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-import launch
-import p1_canvas
-import p2_contrast
-import p3_jitter
-import p4_decoder
-import p5_roundtrip
 import p6_diffusion
 import p7_ablate
 import runtime
-from test_phases import ROOT, run
+from tools import launch
+
+ROOT = Path(__file__).parent.parent
+NAMES = 'cpu', 'gpu', 'smoke'      # of the presets of P7
+
+
+def run(words):
+    """A command line in this process, which has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', list(words))
+        runpy.run_path(words[0], run_name='__main__')
 
 
 def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkeypatch):
@@ -31,7 +36,8 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
     assert [sum(key[0] == name for key in folders) for name in ('baseline', 'copy suppression', 'jitter', 'tv')] == [
         10, 2, 6, 10]
     for run in queue:
-        assert f'--seed={run.seed}' in run.command and f'--out_dir={run.folder}' in run.command
+        assert run.settings.seed == run.seed and f'--out_dir={run.folder}' in run.command
+        assert (f'--seed={run.seed}' in run.command) == (run.phase == 'p1'), 'the others take it over'
         assert (run.before is None) == (run.phase == 'p1')
         if run.before:
             phase = run.before.parent.name
@@ -49,29 +55,56 @@ def test_an_ablation_branches_off_the_baseline_where_it_changes_something(monkey
     assert words['tv', 'p1'].index('--lambda_tv=0') > words['tv', 'p1'].index('--lambda_tv=0.05'), 'the later word wins'
 
 
-@pytest.mark.parametrize('preset', launch.PRESETS)
-def test_every_override_is_a_setting_of_its_phase(preset):
+def keys_of(words):
+    return [word.removeprefix('--').partition('=')[0] for word in words.split()]
+
+
+@pytest.mark.parametrize('preset', NAMES)
+def test_every_override_is_a_setting_of_its_phase(preset, monkeypatch):
+    monkeypatch.setattr(p7_ablate, 'preset', preset)
+    baseline = [(phase, tuple(p7_ablate.words_of('baseline', phase).split())) for phase in p7_ablate.SCRIPTS]
     for name, changes in p7_ablate.ABLATIONS.items():
-        for phase, script in p7_ablate.SCRIPTS.items():
-            module = vars({'p1': p1_canvas, 'p2': p2_contrast, 'p3': p3_jitter, 'p4': p4_decoder,
-                           'p5': p5_roundtrip, 'p6': p6_diffusion}[phase])
-            usual, words = launch.PRESETS[preset][phase].split(), changes.get(phase, '').split()
-            without = runtime.configure(dict(module), usual)
-            for word in words:
-                key = word.removeprefix('--').partition('=')[0]
-                changed = runtime.configure(dict(module), [*usual, word])
+        for phase, words in changes.items():
+            *earlier, (_, usual) = baseline[:list(p7_ablate.SCRIPTS).index(phase) + 1]
+            without = launch.settings(*earlier, (phase, usual))
+            for word in words.split():
+                (key,) = keys_of(word)
+                changed = launch.settings(*earlier, (phase, (*usual, word)))
                 assert changed[key] != without[key], f'{name}, {phase}: {word} is what the preset says already'
+
+
+@pytest.mark.parametrize('preset', NAMES)
+def test_what_is_switched_off_stays_off_to_the_end(preset, monkeypatch):
+    """A phase takes from the checkpoint before it what it does not set itself, so one word in one phase is enough."""
+    monkeypatch.setattr(p7_ablate, 'preset', preset)
+    queue = p7_ablate.runs(list(p7_ablate.ABLATIONS), [0])
+    usual = {run.phase: run.settings for run in queue if run.name == 'baseline'}
+    for name, changes in p7_ablate.ABLATIONS.items():
+        chain = [run for run in queue if run.name == name]
+        assert [run.phase for run in chain][-1] == ('p6' if name in ('baseline', *p7_ablate.SLOPES) else 'p5')
+        for words in changes.values():
+            for key in keys_of(words):
+                values = {run.phase: run.settings[key] for run in chain if key in run.settings}
+                assert len(set(values.values())) == 1, f'{name}: {key} is {values}'
+        words = {key for words in changes.values() for key in keys_of(words)} | {'out_dir', 'init_from', 'device'}
+        more = {'batch_size'} if 'negatives' in words else set()
+        for run in chain:          # and nothing else differs
+            differs = {key for key in run.settings if run.settings[key] != usual[run.phase][key]}
+            assert differs <= words | more, f'{name}, {run.phase}: {differs - words}'
 
 
 def test_without_negatives_as_many_sentences_a_step(monkeypatch):
     for preset, batch in ('cpu', 48), ('gpu', 768), ('smoke', 12):
         monkeypatch.setattr(p7_ablate, 'preset', preset)
-        queue = p7_ablate.runs(['counterfactual negatives'], [0])
-        sizes = {run.phase: launch.settings(run.phase, tuple(run.command[2:])) for run in queue
-                 if run.name == 'counterfactual negatives'}
-        assert sizes['p2']['batch_size'] == batch and sizes['p2']['negatives'] == 0
-        usual = launch.settings('p4', tuple(launch.PRESETS[preset]['p4'].split()))
-        assert sizes['p4']['batch_size'] == usual['batch_size']
+        for name in 'counterfactual negatives', 'all hard negatives (ours)':
+            queue = p7_ablate.runs([name], [0])
+            usual, sizes = ({run.phase: run.settings for run in queue if run.name == of} for of in ('baseline', name))
+            assert [*sizes] == ['p2', 'p3', 'p4', 'p5']
+            for phase, settings in sizes.items():
+                assert settings.negatives == 0 and usual[phase].negatives == 2
+            for phase in 'p2', 'p3', 'p5':
+                assert sizes[phase].batch_size == batch == 3 * usual[phase].batch_size
+            assert sizes['p4'].batch_size == usual['p4'].batch_size, 'P4 has no counterfactuals anyway'
 
 
 def test_effects_by_hand():
@@ -136,6 +169,7 @@ def test_target_values_of_a_log_with_holes():
 
 def test_ablations_run_once_and_make_a_table(small, monkeypatch, capsys):
     monkeypatch.chdir(small.folder)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 1)          # one thread, as all tests have
     words = [str(ROOT / 'p7_ablate.py'), '--out_dir=out/p7', '--only=copy suppression', '--preset=smoke',
              '--device=cpu']
     run([*words, '--seeds=1', '--dry_run=true'])
@@ -293,7 +327,7 @@ def test_only_seeds_whose_baseline_has_ended_are_compared(tmp_path, monkeypatch,
         folders[name, seed, phase].folder.mkdir(parents=True, exist_ok=True)
         (folders[name, seed, phase].folder / file).write_text('')
     run = folders['baseline', 1, 'p5']
-    facts = {'config': launch.settings('p5', tuple(run.command[2:])), 'commit': None, 'hardware': 'cpu, 2 threads',
+    facts = {'config': run.settings, 'commit': None, 'hardware': 'cpu, 2 threads',
              'dtype': 'torch.float32'}
     (run.folder / 'run.json').write_text(json.dumps(facts))
     found, logged, sources = p7_ablate.collect()
@@ -323,7 +357,7 @@ def test_slopes_table(tmp_path, monkeypatch):
     assert rows[2].startswith('| 1.2 | 2 | 1.2 ± 0 | 0.2 ± 0 | 0.667 ± 0 | 0.5 ± 0 | 0.4 ± 0 | 0.95 ± 0.071 |')
     assert '| 0.3 ± 0 | 1 ± 0 |' in rows[2], 'the worst family'
     run = next(run for run in p7_ablate.runs(['slope 1.2'], [0]) if run.name == 'slope 1.2' and run.phase == 'p6')
-    facts = {'config': launch.settings('p6', tuple(run.command[2:])), 'commit': 'abcdef0123', 'hardware': 'cpu',
+    facts = {'config': run.settings, 'commit': 'abcdef0123', 'hardware': 'cpu',
              'dtype': 'torch.bfloat16'}
     (run.folder / 'run.json').write_text(json.dumps(facts))
     assert 'made by abcdef0 on cpu, bfloat16' in p7_ablate.slopes_table().splitlines()[-1]
