@@ -35,7 +35,7 @@ embed = ''                # a file of sentences, one a line
 out = 'z.npy'             # where the embeddings go
 canvas = False            # with embed: also write the canvases, beside them as <out>_canvas.npy, float16
 draw = 0                  # >= 0: so many canvases from the diffusion prior of P6
-paraphrases = 4           # >= 1: the plan's k
+paraphrases = 4           # >= 1: shown: of four times as many that are drawn, the ones whose z is nearest the input's
 top_p = 0.9               # nucleus that they are drawn from
 walk = 7                  # canvases from text to text2, both included
 figures = 'out/sample'    # folder of the pictures; '' draws none
@@ -171,14 +171,13 @@ def describe(model, sentence, generator):
     if len(model.tokenizer.encode(plain)) > model.max_length:
         print(f'cut          only its first {model.max_length - 1} tokens are on the canvas')
     print(f'said again   {model.say(V)[0]}')
-    said = list(dict.fromkeys(model.say(V.expand(paraphrases, -1, -1, -1), PARA, top_p, generator)))      # each once
+    drawn = 4 * paraphrases
+    said = list(dict.fromkeys(model.say(V.expand(drawn, -1, -1, -1), PARA, top_p, generator)))      # each once
     _, z_said = model.read(said)
-    print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {'Graph F1':>8s}")
-    for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True):
+    print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {'Graph F1':>8s}   (of {drawn} drawn, the nearest in z)")
+    for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True)[:paraphrases]:
         f1 = f'{grammar.graph_f1(scene, grammar.parse(other)):8.2f}' if scene else f"{'-':>8s}"
         print(f"paraphrase   {cosine:6.2f}  {rouge_l(plain, other):7.2f}  {f1}  {other}")
-    if len(said) < paraphrases:
-        print(f"{'':12s} {paraphrases - len(said)} of {paraphrases} were drawn twice")
     changed = counterfactuals(plain, random.Random(seed).random)
     if changed:
         _, others = model.read([other for _, other in changed])
@@ -329,6 +328,8 @@ def main():
     model = TextCanvas(init_from, device, dtype)
     print(f'model        {shown(model.path)} ({model.phase.upper()}, step {model.step})')
     generator = torch.Generator().manual_seed(seed)
+    if not embed:
+        torch.set_num_threads(1)                           # a sentence or two: threads mostly wait for one another
     if embed:
         embed_file(model, embed, out, canvas)
     if draw:

@@ -54,7 +54,7 @@ p, figcaption, summary { color: #5c5b62; } p { margin: 0 0 1rem; max-width: 44re
 figure { display: inline-block; vertical-align: top; margin: 1.2rem .5rem 1.2rem 0; max-width: 100%; }
 img { display: block; max-width: 100%; height: auto; } figcaption { font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; font-size: .87rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; } th { text-align: left; font-weight: 500; color: #5c5b62; }
+.wide { overflow-x: auto; } .wide + p { margin-top: 1.6rem; } th { text-align: left; font-weight: 500; color: #5c5b62; }
 td.number { white-space: nowrap; } code span { white-space: nowrap; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e6e4de; vertical-align: top; }
 .pass { color: #117733; font-weight: 600; } .fail { color: #c0392b; font-weight: 600; }
@@ -178,7 +178,7 @@ def prior_tables(metrics):
         rows.append((label, *(cell(values[name], form) for name, form in columns.items())))
     return ('<p>How well the U-Net takes noise off held-out canvases: where its loss is below that of the Wiener '
             'filter, it knows more of them than their spectrum.</p>\n'
-            + table(('share of noise', 'diffusion loss', 'Wiener filter'), losses)
+            + table(('noise level', 'diffusion loss', 'Wiener filter'), losses)
             + '<p>What the decoder reads in canvases, and their statistics: mean slope, kurtosis of the lowest channel.'
             '</p>\n' + table(('canvases', 'parsed', 'distinct', 'slope', 'TV', 'kurtosis', 'lattice'), rows))
 
