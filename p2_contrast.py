@@ -3,7 +3,7 @@
 Paraphrases of a scene are pulled together in z = g(V), other scenes and constructed counterfactuals are pushed apart
 (InfoNCE), while the image priors and the reading of V go on. The plan's free paraphrases alone teach a bag of words,
 because "A on B" / "B under A" against "B on A" is an XOR; so the paraphrases come in the stages of `curriculum`, and
-from the last one on most of a batch are pairs of scenes that z itself confuses (--staged=false --mine_every=0 is the
+once they are free most of a batch are pairs of scenes that z itself confuses (--staged=false --mine_every=0 is the
 plan).
 
 Reads:  out/p1/ckpt.pt      Writes: out/p2/ckpt.pt, run.json, metrics.jsonl, gate.json, plots/
@@ -51,7 +51,7 @@ mine_every = 500          # steps between searches for the scenes that z confuse
                           # stages of free paraphrases); 0 is the plan
 # what goes on from P1
 rec_samples = 128         # >= 1: sentences a step (all ranks) that the auxiliary decoder reads, at least one a scene
-# optimisation; grad_accum works by gradient caching from here on: the contrast always sees the whole batch
+# optimisation; here, in P3, P5 and P6 grad_accum works by gradient caching: the contrast always sees the whole batch
 learning_rate = 2e-4
 warmup_steps = 200
 max_steps = 10_000
@@ -195,7 +195,8 @@ def main():
     stages = curriculum(config, train)
     state = {'metrics': {}, 'tokenizer': text.tokenizer.state(), 'stage': 0, 'beaten': torch.tensor(0.5), 'pairs': None}
     start = runtime.resume(run, nets, optimizer, ema, state)
-    state['beaten'] = state['beaten'].to(run.device)
+    state |= {'stage': min(state['stage'], len(stages) - 1), 'beaten': state['beaten'].to(run.device),
+              'pairs': state['pairs'] if mine_every else None}          # should a resumed run have other settings
     runtime.compile_nets(nets, run)
     batch_size, parts = config.batch_size, run.world * config.grad_accum
     stride = max(1, batch_size // config.prior_samples)      # the priors see the same scenes however the batch is split

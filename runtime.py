@@ -245,7 +245,7 @@ def start(phase, config, arch={}):
     if config['batch_size'] % (world * config['grad_accum']):
         fail(f"batch_size {config['batch_size']} does not divide by {world} ranks x grad_accum {config['grad_accum']}")
     here, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
-    if world > 1 and gpus and config['device'] in ('auto', 'cuda'):
+    if world > 1 and gpus and (config['device'] == 'auto' or config['device'].startswith('cuda')):
         if here > gpus:
             fail(f'{here} ranks on a machine of {gpus} GPUs: start fewer, or add --device=cpu')
         device = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
@@ -475,8 +475,8 @@ class Run:
 def evaluations(folder):
     """The evaluations in a run folder's metrics.jsonl, in order: [{'step', metric: value}]; not finite is nan."""
     path, rows = Path(folder, 'metrics.jsonl'), []
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
-        row = json.loads(line)
+    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
+    for row in (json.loads(line) for line in lines if line.endswith('\n')):        # a kill may leave half a line
         if any(key.startswith('val/') for key in row):
             rows.append({key.removeprefix('val/'): with_nan(value) for key, value in row.items()})
     return rows
@@ -498,8 +498,8 @@ def write_csv(folder):
 
 
 def open_tensorboard(folder):
-    """A SummaryWriter in a folder of its own, or the curves of two runs would be drawn as one. Raises SystemExit(2) when
-    tensorboard is not installed."""
+    """A SummaryWriter in a folder of its own, or the curves of two runs would be drawn as one. Raises SystemExit(2)
+    when tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -710,7 +710,8 @@ def gather(x, run):
     """(n, ...) on each rank -> (world * n, ...) on every rank, in rank order, with gradient; n is equal on all ranks.
 
     Rank r then computes a loss L_r of all rows; their mean over the ranks is the L that is to fall: each may compute
-    all of it, or that of its own rows against all. The backward *sums* over the ranks, so that rank r gets world * dL/dx_r.
+    all of it, or that of its own rows against all. The backward *sums* over the ranks, so that rank r gets
+    world * dL/dx_r.
     average_gradients divides by world, which leaves sum_r dL/dx_r dx_r/dtheta: exactly what one process finds on the
     whole batch. The same holds for a loss that is a mean over a rank's own rows, so the two may be added.
     """
@@ -848,13 +849,13 @@ def load_weights(nets, checkpoint, names):
         try:
             nets[name].load_state_dict(checkpoint['ema'][name])
         except (KeyError, RuntimeError):
-            fail(f"the {name} of the checkpoint of {checkpoint['phase']} has other weights than today's: it was made by "
+            fail(f"the {name} in the checkpoint of {checkpoint['phase']} has other weights than now: it was made by "
                  'another version of model.py; run the phases again')
 
 
 def resume(run, nets, optimizer, ema, state):
-    """With config['resume'], restore nets, optimizer, EMA, random state, history and `state`, in place; returns the step
-    to go on from.
+    """With config['resume'], restore nets, optimizer, EMA, random state, history and `state`, in place; returns the
+    step to go on from.
 
     Returns 0 when the run starts afresh; checkpoint, log and gate in the folder are then kept under `.old` names.
     Raises SystemExit(2), after one line, when the checkpoint cannot be read, is of nets of other sizes or has learnt

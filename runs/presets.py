@@ -12,8 +12,8 @@ def steps(count, warmup, every, rate):
             f'--learning_rate={rate}')
 
 
-# The plan's 0.05 for cov and var is too weak for a small model; its tv and wavelet press the gradients' kurtosis to twice
-# that of photographs (docs/LOG.md).
+# The plan's 0.05 for cov and var is too weak for a small model; its tv and wavelet press the gradients' kurtosis to
+# twice that of photographs (docs/LOG.md).
 PRIORS = '--lambda_cov=0.5 --lambda_var=0.5 --lambda_tv=0.05 --lambda_wavelet=0.05'
 GRAMMAR = '--num_scenes=20000'
 CONTRAST = '--temperature=0.1 --mine_every=250'       # at the plan's 0.07 the gaps of attributes stop growing near 0.25
@@ -46,8 +46,8 @@ PRESETS = {
     # A minute: everything runs, no gate passes.
     'smoke': {
         'p1': '--num_scenes=300 --vocab_size=1024 --query_grid=8 --patch=4 --dim=32 --layers=1 --heads=2 --hidden=64 '
-              '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 --log_every=1 --device=cpu '
-              + steps(4, 1, 2, 2e-4),
+              '--cross_layers=1 --cross_hidden=64 --rec_dim=32 --rec_layers=1 --batch_size=8 --log_every=1 '
+              '--device=cpu ' + steps(4, 1, 2, 2e-4),
         'p2': '--batch_size=4 --readout_hidden=32 --z_dim=32 ' + steps(4, 1, 2, 2e-4),
         'p3': steps(4, 1, 2, 1e-4),
         'p4': '--batch_size=8 --dec_dim=32 --dec_layers=1 --dec_heads=2 --dec_hidden=64 ' + steps(4, 1, 2, 1e-4),
@@ -58,8 +58,8 @@ PRESETS = {
 # What runs/cpu.sh adds to `cpu`, the later word wins. plan: nothing that departs from the plan (docs/PLAN.md), all
 # families constructed; three: scenes of three things, whose stages come twice.
 PRESETS['plan'] = {
-    'p1': '--lambda_cov=0.05 --lambda_var=0.05 --lambda_tv=0.1 --lambda_wavelet=0.1 --lambda_common=0 --lambda_lattice=0 '
-          '--prior_gate=0 --prior_ramp=0 --simple_share=0 --lambda_rec=0 --canvas_noise=0',
+    'p1': '--lambda_cov=0.05 --lambda_var=0.05 --lambda_tv=0.1 --lambda_wavelet=0.1 --lambda_common=0 '
+          '--lambda_lattice=0 --prior_gate=0 --prior_ramp=0 --simple_share=0 --lambda_rec=0 --canvas_noise=0',
     'p2': '--staged=false --pyramid=false --mine_every=0 --anchors=false --leave_out= --temperature=0.07',
     'p3': '--lambda_lattice=0 --mine_at_start=false',
     'p4': '--paraphrase_share=0',
@@ -67,9 +67,9 @@ PRESETS['plan'] = {
     'p6': '--encoder_scale=0.2 --lambda_prior=0.1 --t_low=0.05 --t_high=0.3'}
 PRESETS['three'] = {'p2': '--max_steps=4500 --lr_steps=4500', 'p4': '--max_steps=3000 --lr_steps=3000'}
 
-# P7, all families of counterfactuals constructed. P2 is as long as in `cpu`: in half the steps the table shows little but
-# when its stages end. The others are half as long and evaluated at their ends, P4 without its controls, and P6 has one
-# joint step, for with that it measures what P5 did.
+# P7, all families of counterfactuals constructed. P2 is as long as in `cpu`: in half the steps the table shows little
+# but when its stages end. The others are half as long and evaluated at their ends, P4 without its controls, and P6 has
+# one joint step, for with that it measures what P5 did.
 PRESETS['ablation'] = {
     'p1': f"{PRESETS['cpu']['p1']} " + steps(500, 50, 500, 2e-3),
     'p2': f"{PRESETS['cpu']['p2']} --leave_out= --eval_every=2000",
@@ -88,4 +88,7 @@ PRESETS['ablation_smoke'] = {phase: f'{words} {steps(2, 1, 2, 1e-4)}' + ' --cont
 
 if __name__ == '__main__':
     preset, phase = sys.argv[1:]
+    if preset not in PRESETS or phase not in PRESETS['cpu']:
+        sys.exit(f'error: no {preset} {phase}: expects one of {", ".join(PRESETS)}, and one of '
+                 f'{", ".join(PRESETS["cpu"])}')
     print(PRESETS[preset].get(phase, ''))
