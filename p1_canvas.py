@@ -183,7 +183,8 @@ def main():
             runtime.mean_over_ranks(rec_mean, run)
             if rec_mean.item() < prior_gate or step >= lr_steps // 2:
                 state['priors_from'] = step + 1
-                run.say(f'step {step}: the sentence is read from the canvas at {rec_mean.item():.2f} nats a token; '
+                late = ' (no better by half of the steps)' * (rec_mean.item() >= prior_gate)
+                run.say(f'step {step}: the sentence is read from the canvas at {rec_mean.item():.2f} nats a token{late}; '
                         'the priors come in')
 
     runtime.write_gate(run, canvas_gate(last_evaluations(run.dir)))

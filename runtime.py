@@ -85,11 +85,12 @@ def configure(module, argv=None, after='', inherited=None):
         earlier = {key: text for script in scripts(after) for key, text in assignments(script).items() if text}
         comments = earlier | {key: text or earlier.get(key, '') for key, text in comments.items()}
     if asks:
-        missing = f"{config['init_from']}, which does not exist yet" if after and not inherited else ''
-        print_help(module['__doc__'] or '', config, listed, comments, missing)
+        print_help(module['__doc__'] or '', config, listed, comments)
         raise SystemExit(0)
     for word in words:
         key, equals, text = word.removeprefix('--').partition('=')
+        if word.startswith('--') and not equals and key in config:
+            fail(f'{word} has no value; write it with an equals sign, such as --{key}={as_text(config[key])}')
         if not (word.startswith('--') and equals and key in config):
             nearest = difflib.get_close_matches(key, config, n=1, cutoff=0)[0]
             fail(f'unknown setting {word!r}; the nearest is --{nearest}={as_text(config[nearest])}, --help lists all')
@@ -122,9 +123,12 @@ def scripts(last):
 
 
 def settings_before(path, phase, missing_ok=False):
-    """(Config, sizes of the nets) in the checkpoint of the phase before; empty if missing_ok and it is not there."""
+    """(Config, sizes of the nets) in the checkpoint of the phase before; the scripts' own if missing_ok and it is not
+    there."""
     if missing_ok and not Path(path).is_file():
-        return Config(), {}
+        usual = Config({key: value for script in scripts(phase) for key, value in defaults(script).items()})
+        usual.origins = {key: script.name[:2] for script in scripts(phase) for key in defaults(script)}
+        return usual, {}
     checkpoint = load_checkpoint(path, phase, f'python {scripts(phase)[-1].name}', mmap=True)     # weights stay on disk
     inherited = Config(checkpoint['config'])
     inherited.origins = checkpoint['origins']
@@ -184,9 +188,9 @@ def defaults(path):
     return {key: value for key, value in values.items() if type(value) in EXPECTS and key.islower()}
 
 
-def print_help(doc, config, listed, comments, missing=''):
+def print_help(doc, config, listed, comments):
     """Print the docstring, then `--key=value  comment` for each key: the script's own, then those that it takes over,
-    with the phase that set them; or that the checkpoint which holds them is missing. Lines of 120 (rank 0)."""
+    with the phase that set them. Lines of 120 (rank 0)."""
     def rows(keys, origin=lambda key: ''):
         flags = {key: f'--{key}={as_text(config[key])}' for key in keys}
         width = max(map(len, flags.values()), default=0)
@@ -195,10 +199,9 @@ def print_help(doc, config, listed, comments, missing=''):
 
     lines, inherited = rows(listed), [key for key in config if key not in listed]
     if inherited:
-        lines += ['', f"From {config['init_from']}, unless given here; in brackets the phase that set it:",
+        note = '' if Path(config['init_from']).is_file() else " (not there yet: these are the scripts' own values)"
+        lines += ['', f"From {config['init_from']}{note}, unless given here; in brackets the phase that set it:",
                   *rows(inherited, lambda key: f'[{config.origins[key]}] ')]
-    if missing:
-        lines += ['', f'All settings of the phases before are settings here too; they come from {missing}.']
     if os.environ.get('RANK', '0') == '0':
         try:
             print(doc.strip() + '\n', *lines, sep='\n', flush=True)
@@ -792,7 +795,7 @@ def save(run, step, nets, optimizer, ema, state):
         dist.barrier()        # a rank that leaves early makes torchrun stop rank 0 while it writes
     run.saved_step = step
     if run.interrupted:
-        run.say(f'interrupted: saved {run.checkpoint} at step {step}; go on with --resume=true')
+        run.say(f'interrupted: saved {run.checkpoint} at step {step}; go on with the same command and --resume=true')
         raise SystemExit(130)
 
 
@@ -827,6 +830,8 @@ def load_checkpoint(path, phase, made_by, holds=HOLDS, mmap=False):
     Returns the dict that `save` wrote. Raises SystemExit(2), after one line, when the file is missing, truncated, holds
     more than plain data (nothing in it is ever run) or is of another phase.
     """
+    if Path(path).is_dir():
+        fail(f'{path} is a folder; its checkpoint is {Path(path) / "ckpt.pt"}')
     if not Path(path).is_file():
         fail(f'{path} does not exist; make it with: {made_by}')
     try:

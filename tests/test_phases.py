@@ -263,7 +263,7 @@ def test_chain_keeps_a_value_until_a_later_phase_sets_another(here, capsys):
 
 
 def test_help_shows_what_a_phase_takes_over_and_where_it_was_set(here, capsys):
-    """After its own keys; without the checkpoint before it, which one is missing."""
+    """After its own keys; without the checkpoint before it the scripts' own values, and which one is missing."""
     def help_of(*words):
         with pytest.raises(SystemExit) as stop:
             run([str(SCRIPTS['p3']), *words, '--help'])
@@ -281,10 +281,11 @@ def test_help_shows_what_a_phase_takes_over_and_where_it_was_set(here, capsys):
         assert re.search(f'^  {row}', inherited, re.M), row
     for row in r'--max_shift=2 +>= 0: px', r'--learning_rate=0\.0001 +>= 0: the peak':      # the second is P1's comment
         assert re.search(f'^  {row}', listed, re.M), row
-    assert 'settings of the phases before' not in listed
-    missing = help_of('--init_from=nowhere/ckpt.pt')
-    assert 'they come from nowhere/ckpt.pt, which does not exist yet.' in missing and '[p' not in missing
-    assert re.findall(r'^  --(\w+)=', missing, re.M) == [*keys] and missing.startswith('P3 ')
+    usual, heading, inherited = help_of('--init_from=nowhere/ckpt.pt').partition("\nFrom nowhere/ckpt.pt (not there yet: "
+                                                                                "these are the scripts' own values), ")
+    assert heading and usual.startswith('P3 ') and re.findall(r'^  --(\w+)=', usual, re.M) == [*keys]
+    assert re.findall(r'^  --(\w+)=', inherited, re.M) == [key for key in config if key not in keys]
+    assert re.search(r'^  --temperature=0\.07 +\[p2\]', inherited, re.M) and re.search(r'^  --dim=384 +\[p1\] D', inherited, re.M)
 
 
 @pytest.mark.parametrize('phase, word, made', [
