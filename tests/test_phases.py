@@ -285,7 +285,8 @@ def test_help_shows_what_a_phase_takes_over_and_where_it_was_set(here, capsys):
                                                                                 "these are the scripts' own values), ")
     assert heading and usual.startswith('P3 ') and re.findall(r'^  --(\w+)=', usual, re.M) == [*keys]
     assert re.findall(r'^  --(\w+)=', inherited, re.M) == [key for key in config if key not in keys]
-    assert re.search(r'^  --temperature=0\.07 +\[p2\]', inherited, re.M) and re.search(r'^  --dim=384 +\[p1\] D', inherited, re.M)
+    for row in (r'--temperature=0\.07 +\[p2\]', r'--dim=384 +\[p1\] D'):
+        assert re.search(f'^  {row}', inherited, re.M), row
 
 
 @pytest.mark.parametrize('phase, word, made', [
