@@ -199,7 +199,7 @@ def print_help(doc, config, listed, comments):
 
     lines, inherited = rows(listed), [key for key in config if key not in listed]
     if inherited:
-        note = '' if Path(config['init_from']).is_file() else " (not there yet: these are the scripts' own values)"
+        note = '' if Path(config['init_from']).is_file() else " (not there yet: the scripts' own values)"
         lines += ['', f"From {config['init_from']}{note}, unless given here; in brackets the phase that set it:",
                   *rows(inherited, lambda key: f'[{config.origins[key]}] ')]
     if os.environ.get('RANK', '0') == '0':

@@ -213,7 +213,8 @@ def test_ctrl_c_anywhere_in_a_step_saves_and_goes_on_bit_for_bit(here, monkeypat
     with pytest.raises(SystemExit) as stop, monkeypatch.context() as own:
         own.setattr(owner, name, interrupted)
         run(phase, out, *words, patch=own)
-    assert calls and stop.value.code == 130 and 'go on with the same command and --resume=true' in capsys.readouterr().out
+    assert calls and stop.value.code == 130
+    assert 'go on with the same command and --resume=true' in capsys.readouterr().out
     with monkeypatch.context() as own:
         run(phase, out, '--resume=true', *words, patch=own)
     a, b = load(straight), load(out)

@@ -279,10 +279,10 @@ def test_help_shows_what_a_phase_takes_over_and_where_it_was_set(here, capsys):
     for row in (r'--temperature=0\.1 +\[p2\] *', r'--dim=32 +\[p1\] D, width of the token states',
                 r'--seed=0 +\[p1\] weights, batches', r'--negatives=2 +\[p2\] 0 to 6: counterfactuals'):
         assert re.search(f'^  {row}', inherited, re.M), row
-    for row in r'--max_shift=2 +>= 0: px', r'--learning_rate=0\.0001 +>= 0: the peak':      # the second is P1's comment
+    for row in r'--max_shift=2 +>= 0: px', r'--learning_rate=0\.0001 +>= 0: the peak':      # as P1 explains it
         assert re.search(f'^  {row}', listed, re.M), row
-    usual, heading, inherited = help_of('--init_from=nowhere/ckpt.pt').partition("\nFrom nowhere/ckpt.pt (not there yet: "
-                                                                                "these are the scripts' own values), ")
+    usual, heading, inherited = help_of('--init_from=nowhere/ckpt.pt').partition(
+        "\nFrom nowhere/ckpt.pt (not there yet: the scripts' own values), ")
     assert heading and usual.startswith('P3 ') and re.findall(r'^  --(\w+)=', usual, re.M) == [*keys]
     assert re.findall(r'^  --(\w+)=', inherited, re.M) == [key for key in config if key not in keys]
     for row in (r'--temperature=0\.07 +\[p2\]', r'--dim=384 +\[p1\] D'):

@@ -814,7 +814,8 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(tmp_path):
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert (code, err) == (130, '')
-    assert out.splitlines()[-1] == 'interrupted: saved out/ckpt.pt at step 6; go on with the same command and --resume=true'
+    assert out.splitlines()[-1] == ('interrupted: saved out/ckpt.pt at step 6; go on with the same command and '
+                                    '--resume=true')
     assert finish(straight)[0] == 0
     code, out, err = finish(python('p9_toy.py', '--resume=true', cwd=tmp_path))
     assert (code, err) == (0, '') and 'resumed out/ckpt.pt at step 6' in out
