@@ -215,7 +215,7 @@ def save(run, step, joint):
     """Write the checkpoint; after Ctrl-C, end with status 130."""
     cuda = torch.cuda.get_rng_state(run.device) if run.device.type == 'cuda' else None
     runtime.write_checkpoint(run.checkpoint, {
-        'phase': run.phase, 'step': step, 'config': run.config, 'commit': run.commit,
+        'phase': run.phase, 'step': step, 'config': dict(run.config), 'commit': run.commit,
         'net': dict(joint.state_dict()), 'rng': {'cpu': torch.get_rng_state(), 'cuda': cuda}})
     run.saved_step = step
     if run.interrupted:
