@@ -55,6 +55,12 @@ PRESETS = {
         'p6': '--unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8 '
               + steps(4, 1, 2, 1e-4)}}
 
+# Ordinary English, a sentence a line: --corpus=FILE. P1 alone so far.
+PRESETS['english'] = {
+    'p1': '--vocab_size=8192 --max_length=48 --query_grid=8 --patch=4 --dim=192 --layers=4 --heads=6 --hidden=768 '
+          f'--cross_hidden=384 --rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=64 --prior_samples=32 {PRIORS} '
+          + steps(4500, 1000, 500, 1.5e-3)}
+
 # What runs/cpu.sh adds to `cpu`, the later word wins. plan: nothing that departs from the plan (docs/PLAN.md), all
 # families constructed; three: scenes of three things, whose stages come twice.
 PRESETS['plan'] = {
