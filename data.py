@@ -1,7 +1,8 @@
 """P0 · The tokenizer, the corpus as integer arrays, its splits, and the batches of every phase.
 
-The sentences are those of grammar.py or a corpus of your own. They are rendered once into arrays that training maps
-into memory; a step does no text work. Splits are by scene, never by line.
+The sentences are those of grammar.py or a corpus of your own, whose counterfactuals english.py makes where it brings
+none. They are rendered once into arrays that training maps into memory; a step does no text work. Splits are by scene,
+never by line.
 
 Reads:  nothing, or --corpus=FILE.txt / FILE.jsonl     Writes: out/data/<key>/ (arrays, tokenizer, eval_pack.jsonl)
     python data.py                                    # show a sample of everything, prepare the default corpus
@@ -26,6 +27,7 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
+import english
 import grammar
 import runtime
 from grammar import FAMILIES, TYPES, VARIANTS, meaning, normalize, split_of
@@ -182,6 +184,7 @@ def render_split(split, scenes, seed):
 
 
 # The files of a split, <split>.<name>: flat arrays that grow while the corpus is read and that training memory-maps.
+# F is 1 + the families of the corpus.
 ARRAYS = {
     'tokens': np.int16,        # of all sentences, one after the other, each closed by EOS
     'starts': np.int64,        # (N + 1,): where a sentence begins; the last one: where the tokens end
@@ -191,10 +194,16 @@ ARRAYS = {
     'things': np.uint8}        # (S,): in the scene; 0 if not known
 
 
+def cut(tokens, lengths, longest):
+    """The output of encode_lines with every line cut to `longest` tokens, the last of them EOS."""
+    place = np.arange(len(tokens)) - np.repeat(lengths.cumsum() - lengths, lengths)
+    return np.where(place == longest - 1, EOS, tokens)[place < longest].astype(tokens.dtype), lengths.clip(max=longest)
+
+
 def write_split(path, rows, tokenizer, max_length, bar=None):
-    """Write rows to path.<array> by the thousand, so that memory does not grow with the corpus; -> sentences written.
-    SystemExit(2), after one line, at a sentence of more than max_length tokens."""
-    sentences, total = 0, 0
+    """Write rows to path.<array> by the thousand, so that memory does not grow with the corpus -> how many sentences
+    there are, and how many of them had more than max_length tokens and are cut."""
+    sentences, total, too_long = 0, 0, 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(f'{path}.{name}', 'wb')) for name in ARRAYS}
         files['starts'].write(np.zeros(1, ARRAYS['starts']))
@@ -202,9 +211,8 @@ def write_split(path, rows, tokenizer, max_length, bar=None):
             groups, meanings, things = zip(*chunk)
             lines = [line for row in groups for group in row for line in group]
             tokens, lengths = tokenizer.encode_lines(lines)
-            if lengths.max() > max_length:
-                runtime.fail(f'a sentence has {lengths.max()} tokens, more than max_length {max_length}: '
-                             f'{lines[int(lengths.argmax())][:60]!r}')
+            too_long += (lengths > max_length).sum()
+            tokens, lengths = cut(tokens, lengths, max_length)
             count = np.array([[len(group) for group in row] for row in groups])
             first = sentences + count.cumsum().reshape(count.shape) - count
             for name, values in (('tokens', tokens), ('starts', total + lengths.cumsum()), ('first', first),
@@ -213,14 +221,14 @@ def write_split(path, rows, tokenizer, max_length, bar=None):
             sentences, total = sentences + len(lines), total + len(tokens)
             if bar is not None:
                 bar.update(len(chunk))
-    return sentences
+    return sentences, int(too_long)
 
 
-def read_array(path, name):
-    """An array of write_split, memory-mapped: a page is read when a step first asks for it, and what training does to
-    it stays in memory."""
+def read_array(path, name, families):
+    """An array of write_split, of so many families, memory-mapped: a page is read when a step first asks for it, and
+    what training does to it stays in memory."""
     array = np.memmap(f'{path}.{name}', ARRAYS[name], 'c')
-    return torch.from_numpy(array.reshape(-1, len(VARIANTS)) if name in ('first', 'count', 'meanings') else array)
+    return torch.from_numpy(array.reshape(-1, 1 + families) if name in ('first', 'count', 'meanings') else array)
 
 
 class Batch(NamedTuple):
@@ -230,7 +238,7 @@ class Batch(NamedTuple):
     index: torch.Tensor          # (n,) which of the N scenes these are
     meanings: torch.Tensor       # (N, K) int64, equal for the same meaning
     valid: torch.Tensor          # (N, K) bool, False where a family does not apply to a scene
-    variants: torch.Tensor       # (N, K) indices into grammar.VARIANTS
+    swaps: torch.Tensor          # (N, K) bool, which are argument or attribute swaps
     rows: slice                  # of the N scenes, those of this rank
     draws: dict = {}             # {name: (n, ...)} random numbers of these scenes
 
@@ -247,15 +255,19 @@ class Batch(NamedTuple):
 
 
 class Corpus:
-    """One split. Variant 0 is the scene itself, the others its counterfactuals in the order of FAMILIES; a variant has
-    `count` renderings, the first `canonical` of them in canonical form. Drawing is a pure function of (seed, step):
+    """One split. Variant 0 is the scene itself, the others its counterfactuals in the order of `families`; a variant
+    has `count` renderings, the first `canonical` of them in canonical form. Drawing is a pure function of (seed, step):
     every rank draws the whole batch's indices and takes its own rows.
 
     The arrays of write_split, memory-mapped on the host but for meanings and, up to 2 GiB, tokens, which are on the
-    device. fewest: indices of the scenes of the fewest things; others: of the rest; None if there is no rest."""
+    device. begins (vocab_size,) bool: tokens that begin a word. fewest: indices of the scenes of the fewest things;
+    others: of the rest; None if there is no rest."""
 
-    def __init__(self, path, canonical, max_length, device):
-        self.tokens, self.starts, self.first, self.count, meanings, things = (read_array(path, name) for name in ARRAYS)
+    def __init__(self, path, families, canonical, max_length, device, begins=None):
+        self.families, self.begins = tuple(families), begins
+        self.tokens, self.starts, self.first, self.count, meanings, things = (
+            read_array(path, name, len(families)) for name in ARRAYS)
+        self.swaps = torch.tensor([False, *(family.endswith('swap') for family in families)])      # (F,)
         self.meanings = meanings.to(device)
         if self.tokens.nbytes <= 2 << 30:
             self.tokens = self.tokens.to(device)
@@ -283,17 +295,16 @@ class Corpus:
         return first + one, *(first + (one + 1 + (other * (count - 1)).long()) % count for other in u[1:])
 
     def negatives(self, scenes, k, generator, hardest=True, without=''):
-        """k different families for each scene -> variants (n, k) and valid (n, k). With `hardest` the argument swap
-        comes first where the scene has one (without it in the batch nothing learns direction) and the attribute swap
+        """k different families for each scene, or all there are -> variants (n, k) and valid (n, k). With `hardest` the
+        argument swap comes first where the scene has one (without it in the batch nothing learns direction) and the attribute swap
         next more often than not. `without` names a family that is left out, to see whether the others teach it."""
-        score = torch.rand(len(scenes), len(FAMILIES), generator=generator)
-        if hardest:
-            score[:, FAMILIES.index('argument swap')] += 2.0
-            score[:, FAMILIES.index('attribute swap')] += 0.5
+        score = torch.rand(len(scenes), len(self.families), generator=generator)
+        first = {'argument swap': 2.0, 'attribute swap': 0.5} if hardest else {}
+        score += torch.tensor([first.get(family, 0.0) for family in self.families])
         score = score.masked_fill(self.count[scenes, 1:] == 0, -1.0)
-        if without:
-            score[:, FAMILIES.index(without)] = -1.0
-        top, variants = score.topk(k, dim=1)
+        if without in self.families:
+            score[:, self.families.index(without)] = -1.0
+        top, variants = score.topk(min(k, len(self.families)), dim=1)
         return variants + 1, top >= 0
 
     def sentences(self, n, seed, step, paraphrases=1, purpose='scenes'):
@@ -332,9 +343,14 @@ class Corpus:
         scenes, variants, views, valid = self.contrast_rows(config, step, **options)
         rows = runtime.local_slice(run, len(scenes))
         x = self.take(scenes[rows, :, None], variants[rows, :, None], views[rows])        # (n, K, views, T)
-        scenes, variants, valid = (t.to(run.device, non_blocking=True) for t in (scenes, variants, valid))
+        if not self.canonical:
+            u = torch.rand(*variants.shape, self.width + 2, generator=runtime.generator(config.seed, step, 'words'))
+            alone = (self.count[scenes, variants] == 1)[rows, :, None].to(x.device)       # the second view is the first
+            x[:, :, 1] = altered(x[:, :, 1], self.begins, u[rows].to(x.device), config).where(alone, x[:, :, 1])
+        scenes, variants, valid, swaps = (
+            t.to(run.device, non_blocking=True) for t in (scenes, variants, valid, valid & self.swaps[variants]))
         index = torch.arange(len(scenes), device=run.device)[rows]
-        return Batch(x, index, self.meanings[scenes, variants], valid, variants, rows)
+        return Batch(x, index, self.meanings[scenes, variants], valid, swaps, rows)
 
     def take(self, scenes, variants, renderings):
         """Token ids (..., T') int64 on the device, cut after the longest of them, rounded up to 8 (2 on a CPU). The
@@ -349,23 +365,29 @@ class Corpus:
         x = self.tokens[(start + column).clamp(max=len(self.tokens) - 1)].long() * (column < length)   # PAD is 0
         return x.to(self.device, non_blocking=True)
 
-    def fixed(self, n=None, variant=0, rendering=-1, among=None):
-        """One sentence of each of the first n scenes, of all or of the indices `among`, always the same: (n, T')."""
+    def fixed(self, n=None, variant=0, rendering=None, among=None):
+        """One sentence of each of the first n scenes, of all or of the indices `among`, always the same: (n, T'). By
+        default a free rendering, the last; in a corpus of one's own the first, which is the original."""
         scenes = (torch.arange(self.size) if among is None else among)[:n]
+        rendering = (-1 if self.canonical else 0) if rendering is None else rendering
         return self.take(scenes, torch.full_like(scenes, variant),
                          rendering % self.count[scenes, variant].long().clamp(min=1))
 
     def retrieval_pool(self, n):
-        """Token ids of n scenes for retrieval: query, positive (n, T), negatives (n, families, T), valid (n, families).
+        """Token ids of up to n scenes for retrieval: query, positive (n, T), negatives (n, families, T), valid (n,
+        families). Scenes that are said in one way only are left out, as long as there are others.
 
-        Free renderings; the three are never the same rendering number, so that no wording is shared by construction,
-        where a corpus of one's own has as many: a sentence without a paraphrase has to find itself."""
-        scenes, count = torch.arange(n), self.count[:n].long().clamp(min=1)           # (n,), (n, 1 + families)
-        zero = torch.zeros(n, dtype=torch.long)
+        Free renderings; the three are never the same rendering number, so that no wording is shared by construction. In
+        a corpus of one's own the query is the original, the positive the next that means the same, and a negative the
+        first of its family: in the edits of english.py the query itself, one thing changed."""
+        several = torch.nonzero(self.count[:, 0] > 1)[:, 0]
+        scenes = (several if len(several) else torch.arange(self.size))[:n]
+        count, zero = self.count[scenes].long().clamp(min=1), torch.zeros_like(scenes)         # (n, 1 + families), (n,)
         query, positive = (self.take(scenes, zero, (self.canonical + k) % count[:, 0]) for k in (0, 1))
-        variants = torch.arange(1, count.shape[1]).expand(n, -1)                      # (n, families)
-        negatives = self.take(scenes[:, None], variants, (self.canonical + 2) % count[:, 1:])
-        return query, positive, negatives, (self.count[:n, 1:] > 0).to(self.device)
+        variants = torch.arange(1, count.shape[1]).expand(len(scenes), -1)            # (n, families)
+        third = self.canonical + 2 if self.canonical else 0
+        negatives = self.take(scenes[:, None], variants, third % count[:, 1:])
+        return query, positive, negatives, (self.count[scenes, 1:] > 0).to(self.device)
 
     def clusters(self, n):
         """Every rendering of n scenes and one sentence of each of their counterfactuals: token ids (N, T), scene (N,),
@@ -373,8 +395,26 @@ class Corpus:
         count = self.count[:n].long()
         rows = [(s, f, r) for s, f in torch.nonzero(count).tolist() for r in range(int(count[s, f]) if f == 0 else 1)]
         scene, variant, rendering = torch.tensor(rows).unbind(1)
-        kinds = ['paraphrase', *FAMILIES]
+        kinds = ['paraphrase', *self.families]
         return self.take(scene, variant, count[scene, variant] - 1 - rendering), scene, [kinds[f] for f in variant]
+
+
+def altered(x, begins, u, config):
+    """Sentences x (..., T) a little otherwise, so that plain text has pairs that mean nearly the same: `drop_words` of
+    the words deleted (one stays), `mask_words` hidden behind BOS, which no sentence holds, and `turn_words` of the
+    sentences cut at a word and their parts exchanged -> (..., T). begins (vocab_size,) bool: tokens that begin a word;
+    u (..., at least T + 2) uniform numbers."""
+    T, real = x.shape[-1], x >= SPECIALS
+    word = (begins[x] & real).cumsum(-1)                                              # from 1 on, in each sentence
+    chance = u[..., 2:].gather(-1, word.clamp(max=u.shape[-1] - 3))                   # (..., T), the same within a word
+    best = chance.masked_fill(~real, -1.0).amax(-1, keepdim=True)
+    dropped = real & (chance < config.drop_words) & (chance < best)
+    hidden = real & (chance > 1 - config.mask_words)
+    cut = 1 + (u[..., :1] * word.amax(-1, keepdim=True)).long()
+    turned = real & ~dropped & (word >= cut) & (u[..., 1:2] < config.turn_words)
+    x = torch.where(dropped, PAD, torch.where(hidden, BOS, x))
+    place = torch.arange(T, device=x.device) - T * turned.long() + T * (x == PAD)      # padding comes last
+    return x.gather(-1, place.argsort(dim=-1))
 
 
 def spread(index, sentences, count):
@@ -388,11 +428,14 @@ def spread(index, sentences, count):
 
 
 def _folder(config):
-    """out/data/<key>: the key names what the arrays depend on, the text of the two modules that make them included."""
-    source = zlib.crc32(Path(__file__).read_bytes() + Path(grammar.__file__).read_bytes())
+    """out/data/<key>: the key names what the arrays depend on, the text of the modules that make them included."""
+    modules = __file__, grammar.__file__, english.__file__
+    source = zlib.crc32(b''.join(Path(module).read_bytes() for module in modules))
     if config['corpus']:
         stat = Path(config['corpus']).stat()
-        name = f"{Path(config['corpus']).stem}_{zlib.crc32(f'{stat.st_size} {stat.st_mtime_ns}'.encode()):08x}"
+        synonyms = '_w' if english.find_wordnet() else ''
+        version = zlib.crc32(f'{stat.st_size} {stat.st_mtime_ns}'.encode())
+        name = f"{Path(config['corpus']).stem}{synonyms}_{version:08x}"
     else:
         name = '_'.join(f'{letter}{config[key]}' for letter, key in (
             ('c', 'complexity'), ('n', 'num_scenes'), ('s', 'data_seed'),
@@ -412,9 +455,9 @@ def prepare(folder, config, say=print):
         runtime.fail(f"--vocab_size={config['vocab_size']}: expects {256 + SPECIALS} (the single bytes and {SPECIALS} "
                      'special tokens) to 32768 (ids are 16-bit on the device)')
     if config['corpus']:
-        parts = read_corpus(config['corpus'], say)
+        parts, families = read_corpus(config['corpus'], say)
     else:
-        parts, val = {}, []
+        parts, families, val = {}, FAMILIES, []
         for split in SPLITS:
             scenes = scenes_of(split, config['num_scenes'] if split == 'train' else HELD_OUT_SIZE, config['complexity'],
                                config['data_seed'], [id for _, meanings, _ in val for id in meanings]
@@ -435,14 +478,16 @@ def prepare(folder, config, say=print):
     shutil.rmtree(temporary, ignore_errors=True)      # of a process of the same number that was killed
     temporary.mkdir(parents=True)
     try:
-        write_eval_pack(temporary / 'eval_pack.jsonl', parts['val'])
-        sentences = 0
+        write_eval_pack(temporary / 'eval_pack.jsonl', parts['val'], families)
+        (temporary / 'families.json').write_text(json.dumps(families))
+        sentences, too_long = 0, 0
         with tqdm(desc='writing', unit=' scenes', leave=False, disable=None) as bar:
             for split, rows in parts.items():
                 rows = itertools.chain(head, rows) if split == 'train' else iter(rows)
-                sentences += write_split(temporary / split, rows, tokenizer, config['max_length'], bar)
+                written = write_split(temporary / split, rows, tokenizer, config['max_length'], bar)
+                sentences, too_long = sentences + written[0], too_long + written[1]
         if not config['corpus']:
-            meanings = {split: read_array(temporary / split, 'meanings').unique() for split in parts}
+            meanings = {split: read_array(temporary / split, 'meanings', len(FAMILIES)).unique() for split in parts}
             for split in SPLITS[1:]:
                 shared = torch.isin(meanings[split][meanings[split] > 0], meanings['train']).sum()
                 say(f'{split}: {HELD_OUT_SIZE} scenes and their counterfactuals; shared with train: {shared}')
@@ -456,87 +501,112 @@ def prepare(folder, config, say=print):
         runtime.fail(f'cannot write {folder}: {error.strerror}')
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if too_long:
+        say(f"{too_long} of {sentences} sentences are cut at max_length, {config['max_length']} tokens")
     say(f'prepared {folder}: {sentences} sentences, {tokenizer.size} tokens in the vocabulary, '
         f'{time.time() - began:.0f} s')
 
 
-def write_eval_pack(path, rows):
+def write_eval_pack(path, rows, families):
     """The held-out paraphrases and counterfactuals as text, one scene a line: what every evaluation runs on."""
     with open(path, 'w', encoding='utf-8') as file:
         for (original, *paraphrases), *groups in (groups for groups, *_ in rows):
             file.write(json.dumps({'original': original, 'paraphrases': paraphrases, 'counterfactuals':
-                                   {name: group for name, group in zip(FAMILIES, groups) if group}}) + '\n')
+                                   {name: group for name, group in zip(families, groups) if group}}) + '\n')
 
 
 HELD_OUT_LINES = 10_000       # of a corpus of your own, at most
 MOST_RENDERINGS = 8
+MOST_FAMILIES = 8
 
 
 def read_corpus(path, say=print):
-    """A corpus of your own -> {'train': iterator of rows, 'val': list of rows}, rows as of render_split. A tenth of the
-    originals is held out, 10,000 at most: those with the smallest hashes, so nothing has to be remembered of the
-    others. Held-out sentences, their paraphrases and counterfactuals are taken out of training wherever they come
-    again, and are held out once.
+    """A corpus of your own -> {'train': iterator of rows, 'val': list of rows}, rows as of render_split, and the names
+    of its families of counterfactuals. A tenth of the originals is held out, 10,000 at most: those with the smallest
+    hashes, so nothing has to be remembered of the others. Held-out sentences, their paraphrases and counterfactuals are
+    taken out of training wherever they come again, and are held out once.
 
     .txt: a sentence a line. .jsonl: {"original": str, "paraphrases": [str], "counterfactuals": [str] or
-    {family: [str]}; the last two may be missing. Read line by line, twice, and never held in memory; a bad line
+    {family: [str]}; the last two may be missing. Where no line has counterfactuals, english.py edits the originals, and
+    synonyms from WordNet make one more paraphrase. Read line by line, twice, and never held in memory; a bad line
     is reported with its number and left out. Originals that are equal after normalisation count as one meaning.
     SystemExit(2) when nothing is left."""
     good = bad = 0
+    wordnet = english.find_wordnet()
 
     def rows(complain=lambda line: None):
-        """(id of the original, groups of sentences) of every good line."""
+        """(id of the original, Line) of every good line."""
         nonlocal bad
         bad = 0
         try:
             with open(path, 'rb') as file:
                 for number, raw in enumerate(file, start=1):
                     try:
-                        groups = _parse_line(raw.decode('utf-8'), path)
+                        line = _parse_line(raw.decode('utf-8'), path)
                     except ValueError as error:
                         bad += 1
                         if bad <= 10:
                             complain(f'bad line left out: {path}:{number}: {error}')
                         continue
-                    if groups:                                 # None is a blank line
-                        yield sentence_id(groups[0][0]), groups
+                    if line:                                   # None is a blank line
+                        yield sentence_id(line.same[0]), line
         except OSError as error:
             runtime.fail(f'--corpus={path}: {error.strerror}')
         if bad > 10:
             complain(f'... and {bad - 10} more bad lines')
 
-    def as_row(groups):
-        groups = [group[:MOST_RENDERINGS] for group in groups] + [[]] * (len(VARIANTS) - len(groups))
+    def as_row(key, line, secret=()):
+        """The row of a line, without the sentences that are held out."""
+        same, other, rand = line.same, line.other, random.Random(key).random
+        if not brought:
+            other = {family: [edit] for family, edit in english.edits(line.raw, rand).items()}
+            if wordnet:      # each in other words too
+                groups = same, *other.values()
+                same, *edits = ([*group, english.synonyms(group[0], wordnet, rand) or ''] for group in groups)
+                other = dict(zip(other, edits))
+        groups = [[sentence for sentence in dict.fromkeys(map(normalize, group)) if sentence and sentence not in secret]
+                  [:MOST_RENDERINGS] for group in (same, *(other.get(family, ()) for family in families))]
         return groups, [sentence_id(group[0]) if group else 0 for group in groups], 0
 
     def train():
         taken = again = 0
-        for key, groups in rows():
+        for key, line in rows():
             again += 1
             if key not in val:
-                seen = [[sentence for sentence in group if sentence not in secret] for group in groups]
-                taken += sum(map(len, groups)) - sum(map(len, seen))
-                if seen[0]:
-                    yield as_row(seen)
+                taken += sum(sentence in secret for group in (line.same, *line.other.values()) for sentence in group)
+                row = as_row(key, line, secret)
+                if row[0][0]:
+                    yield row
         if again != good:
             runtime.fail(f'--corpus={path} has changed while it was read')
         if taken:
             say(f'{taken} sentences taken out of training because they are held out')
 
-    smallest, bound = {}, 1 << 63              # {id: groups of the line where it comes first}, no id above the bound
-    for key, groups in rows(say):
+    smallest, bound = {}, 1 << 63              # {id: Line where it comes first}, no id above the bound
+    brought = {}                               # {family that the lines bring: None}, in order
+    for key, line in rows(say):
         good += 1
+        brought |= dict.fromkeys(line.other)
         if key < bound:
-            smallest.setdefault(key, groups)
+            smallest.setdefault(key, line)
             if len(smallest) > 20 * HELD_OUT_LINES:
                 smallest = dict(sorted(smallest.items())[:10 * HELD_OUT_LINES])
                 bound = max(smallest)
     if len(smallest) < 20:
         runtime.fail(f'--corpus={path}: only {len(smallest)} different good sentences on {good + bad} lines; '
                      'at least 20 are needed')
+    families = list(brought)[:MOST_FAMILIES] or list(english.FAMILIES)
+    if len(brought) > MOST_FAMILIES:
+        say(f'{len(brought)} families of counterfactuals: only the first {MOST_FAMILIES} count, {", ".join(families)}')
+    if not brought:
+        say('no counterfactuals in the file: a tagger makes some; '
+            + (f'synonyms from {wordnet}' if wordnet else 'no synonyms without WordNet (python -m tools.wordnet)'))
     val = dict(sorted(smallest.items())[:min(HELD_OUT_LINES, -(-len(smallest) // 10))])
-    secret = {sentence for groups in val.values() for group in groups for sentence in group}
-    return {'train': train(), 'val': [as_row(groups) for groups in val.values()]}
+    held_out = [as_row(key, line) for key, line in val.items()]
+    secret = {sentence for groups, *_ in held_out for group in groups for sentence in group}
+    secret.update(sentence for line in val.values() for group in (line.same, *line.other.values())
+                  for sentence in group)
+    return {'train': train(), 'val': held_out}, families
 
 
 def sentence_id(text):
@@ -544,11 +614,18 @@ def sentence_id(text):
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little', signed=True) or 1
 
 
+class Line(NamedTuple):
+    """A line of a corpus of your own."""
+    raw: str                     # the original as it stands there
+    same: list                   # the original and its paraphrases, normalised
+    other: dict                  # {family: [counterfactuals]}, normalised
+
+
 def _parse_line(text, path):
-    """One line -> list of groups of sentences (the original with its paraphrases, then one group a counterfactual), or
-    None for a blank line. ValueError says what is wrong with it."""
+    """Text of a line -> Line, or None for a blank one. ValueError says what is wrong with it."""
     if not text.strip():
         return None
+    paraphrases = negatives = None
     if str(path).endswith('.jsonl'):
         try:
             row = json.loads(text)
@@ -556,23 +633,20 @@ def _parse_line(text, path):
             raise ValueError('brackets in brackets without end') from None
         if not isinstance(row, dict) or not isinstance(row.get('original'), str):
             raise ValueError('no "original" sentence')
-        paraphrases, negatives = ([] if row.get(k) is None else row[k] for k in ('paraphrases', 'counterfactuals'))
-        if isinstance(negatives, dict):                          # our families have their places, others fill the gaps
-            others = iter([group for name, group in negatives.items() if name not in FAMILIES])
-            negatives = [negatives[name] if name in negatives else next(others, []) for name in FAMILIES]
-        else:
-            negatives = [[n] for n in negatives] if isinstance(negatives, list) else [negatives]
-        if not all(isinstance(g, list) and all(isinstance(s, str) for s in g) for g in (paraphrases, *negatives)):
-            raise ValueError('paraphrases and counterfactuals must be lists of sentences')
-        groups = [[row['original'], *paraphrases], *negatives[:len(FAMILIES)]]
-    else:
-        groups = [[text]]
-    groups = [[sentence for sentence in map(normalize, group) if sentence] for group in groups]
+        text, paraphrases, negatives = row['original'], row.get('paraphrases'), row.get('counterfactuals')
+    if isinstance(negatives, list):
+        negatives = {f'counterfactual {k}': [sentence] for k, sentence in enumerate(negatives, start=1)}
+    paraphrases, negatives = [] if paraphrases is None else paraphrases, {} if negatives is None else negatives
+    if not isinstance(negatives, dict) or not all(isinstance(group, list) and all(isinstance(s, str) for s in group)
+                                                  for group in (paraphrases, *negatives.values())):
+        raise ValueError('paraphrases and counterfactuals must be lists of sentences')
+    groups = [[sentence for sentence in map(normalize, group) if sentence]
+              for group in ([text, *paraphrases], *negatives.values())]
     if not groups[0]:
         raise ValueError('no words')
     if any(len(sentence) > 2000 for group in groups for sentence in group):
         raise ValueError('longer than 2000 characters')
-    return groups
+    return Line(text, groups[0], {family: group for family, group in zip(negatives, groups[1:]) if group})
 
 
 class TextData(NamedTuple):
@@ -595,7 +669,7 @@ def load(config, run=None, checkpoint=None):
     if config['complexity'] not in (1, 2, 3) or not 0 <= config['simple_share'] <= 1:
         runtime.fail(f"--complexity={config['complexity']} --simple_share={config['simple_share']}: expects 1, 2 or 3, "
                      'and expects 0 to 1')
-    if config.get('leave_out', '') not in ('', *FAMILIES):
+    if not config['corpus'] and config.get('leave_out', '') not in ('', *FAMILIES):
         runtime.fail(f"--leave_out={config['leave_out']}: expects nothing or one of {', '.join(FAMILIES)}")
     folder, device, say = _folder(config), run.device if run else torch.device('cpu'), run.say if run else print
     if not folder.exists() and (run is None or run.master):
@@ -606,11 +680,12 @@ def load(config, run=None, checkpoint=None):
     tokenizer = Tokenizer.load(json.loads((folder / 'tokenizer.json').read_text()))
     if checkpoint:
         runtime.check_tokenizer(tokenizer.state(), checkpoint)
-    splits = {}
+    begins = torch.tensor([False] * SPECIALS + [token[:1] == b' ' for token in tokenizer.ranks], device=device)
+    splits, families = {}, json.loads((folder / 'families.json').read_text())
     for split in SPLITS:
         if (folder / f'{split}.tokens').exists():
-            splits[split] = Corpus(folder / split, 0 if config['corpus'] else CANONICAL_RENDERINGS,
-                                   config['max_length'], device)
+            splits[split] = Corpus(folder / split, families, 0 if config['corpus'] else CANONICAL_RENDERINGS,
+                                   config['max_length'], device, begins)
     splits.setdefault('test', splits['val'])
     types, concepts = (t.to(device) for t in token_types(tokenizer, config['vocab_size']))
     return TextData(splits, tokenizer, types, concepts, not config['corpus'])

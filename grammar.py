@@ -12,6 +12,7 @@ against the renderer, reads a sentence back into its scene. Nothing here needs t
 import hashlib
 import itertools
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from typing import NamedTuple
@@ -279,9 +280,10 @@ def last_mentioned(text, scene):
 
 def normalize(text):
     """Text as people type it -> the plain form that everything here reads and writes: lower case, no punctuation,
-    single spaces, "an" as "a"."""
-    words = re.sub(r"[^\w\s]|_", ' ', text.lower()).split()
-    return ' '.join('a' if word == 'an' else word for word in words)
+    single spaces, "an" as "a". Marks that belong to a letter, as in the scripts of India, stay."""
+    words = re.sub(r"[^\w\s]|_", lambda mark: mark[0] if unicodedata.category(mark[0])[0] == 'M' else ' ',
+                   text.lower()).split()
+    return ' '.join('a' if word == 'an' else word for word in words if any(map(str.isalnum, word)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

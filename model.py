@@ -147,13 +147,22 @@ class TextEncoder(nn.Module):
         """(B, T) -> normalised token states h (B, T, D) and the attention mask (B, 1, 1, T), True at real tokens.
         soft (B, T, vocab) stands for one-hot rows where a gradient has to reach the choice of tokens (P5)."""
         mask = (x != PAD)[:, None, None]
+        if soft is None and len(parts := similar_lengths(x)) > 1:
+            h = [self.states(trim(x[rows])) for rows in parts]
+            h = torch.cat([F.pad(part, (0, 0, 0, x.shape[1] - part.shape[1])) for part in h])
+            return h[torch.cat(parts).argsort()], mask
+        return self.states(x, soft), mask
+
+    def states(self, x, soft=None):
+        """tokens() of sentences of about the same length, without the mask."""
+        mask = (x != PAD)[:, None, None]
         positions = torch.arange(x.shape[1], device=x.device)
         embedded = self.embedding(x) if soft is None else soft @ self.embedding.weight
         h = self.drop(embedded + self.position(positions))
         turn = rotation(positions, h.shape[-1] // self.heads)
         for block in self.blocks:
             h = block(h, mask, turn)
-        return self.norm(h), mask
+        return self.norm(h)
 
     def forward(self, x, maps=False, soft=None):
         """-> V; with maps also the last cross-attention (B, heads, queries, T), None for slots."""
@@ -478,10 +487,23 @@ def embed_views(nets, x):
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
+SIMILAR = 16        # sentences in a part: smaller ones save no time
+
+
+def similar_lengths(x):
+    """Which of the sentences x (B, ..., T) go together: on a CPU, where most of a batch of English would be padding, up
+    to four parts by length, a list of index tensors; elsewhere, and where a net is traced, all are one part."""
+    count = min(4, len(x) // SIMILAR)
+    if count < 2 or x.device.type != 'cpu' or torch.compiler.is_compiling():
+        return [slice(None)]
+    lengths = (x != PAD).sum(-1).reshape(len(x), -1).amax(1)
+    return [slice(None)] if lengths.min() == lengths.max() else list(lengths.argsort().chunk(count))
+
+
 def trim(x):
-    """Token ids (B, T) without the last columns that are padding in every row; only on a CPU, where looking is not
+    """Token ids (..., T) without the last columns that are padding in every row; only on a CPU, where looking is not
     waiting for the device."""
-    return x[:, :max(1, int((x != PAD).sum(1).max()))] if x.device.type == 'cpu' else x
+    return x[..., :max(1, int((x != PAD).sum(-1).max()))] if x.device.type == 'cpu' else x
 
 
 def shift(x, start=BOS):

@@ -9,13 +9,14 @@ Reads:  out/data/ (made on first use)      Writes: out/p1/ckpt.pt, run.json, met
     torchrun --standalone --nproc_per_node=2 p1_canvas.py
 """
 import torch
+import torch.nn.functional as F
 
 import data
 import plot
 import priors
 import runtime
 from metrics import canvas_arrays, canvas_gate, evaluate_canvas, last_evaluations
-from model import BOS, build, cross_entropy, size_error, sizes
+from model import BOS, build, cross_entropy, similar_lengths, size_error, sizes, trim
 
 # All settings here hold for later phases too, unless one sets them differently.
 out_dir = 'out/p1'        # run folder: checkpoint, metrics, gate, plots
@@ -27,7 +28,7 @@ num_scenes = 50_000       # >= 1: training scenes of the built-in grammar
 complexity = 1            # things and relations in a scene, see data.py
 simple_share = 0.5        # of the training scenes of complexity 2 and 3: fewer things, learnt first; 0 is the plan
 data_seed = 0             # which scenes: the same for every seed, so that seeds differ in training only
-max_length = 64           # tokens; longer sentences are an error
+max_length = 64           # tokens; longer sentences are cut
 # sizes: the plan's
 vocab_size = 16384        # rows of the embedding and target of the BPE
 channels = 6              # >= 2: C
@@ -60,6 +61,8 @@ look_every = 20           # >= 1: steps between looks at whether something begin
 prior_ramp = 100          # steps over which the priors come in; 0, at once, is the plan
 canvas_noise = 0.3        # sd of the noise on V, whose channels have unit variance, that the auxiliary decoder reads
                           # through: without it the priors press what depends on the sentence down to 5% of the canvas
+random_tokens = 0.0       # 0 to 1: share of tokens replaced by any other, so that rare words of English are read too
+joined = 0.0              # 0 to 1: share of sentences that another one follows, so that long ones are read too
 alpha = 2.0               # target slope of the spectrum
 prior_samples = 64        # >= 1: canvases a step (all ranks) that the priors see: a per-sample mean needs no more
 blur_steps = 0            # blur V before the priors for their first steps (the plan's warm-up, sigma 0.8 px)
@@ -83,6 +86,26 @@ tensorboard = False       # also write scalars for TensorBoard
 config = runtime.configure(globals())
 
 
+def replace_tokens(x, share, vocabulary, generator):
+    """Sentences x (B, T) with a `share` of their tokens replaced by random ones of the vocabulary: what a token is
+    read by should not be how often it occurs."""
+    any_token = torch.randint(data.SPECIALS, vocabulary, x.shape, generator=generator, device=x.device)
+    chosen = torch.rand(x.shape, generator=generator, device=x.device) < share
+    return any_token.where(chosen & (x >= data.SPECIALS), x)
+
+
+def join(x, share, longest):
+    """Sentences x (B, T), the first `share` of them each with the next in the batch behind it, cut to `longest` tokens
+    -> (B, up to 2 T)."""
+    B, T = x.shape
+    place = torch.arange(min(2 * T, longest), device=x.device)                        # (T2,)
+    behind = place - (x >= data.SPECIALS).sum(1, keepdim=True)                        # (B, T2): places after the words
+    later = x.roll(-1, 0).gather(1, behind.clamp(0, T - 1)) * (behind < T)
+    first = torch.arange(B, device=x.device)[:, None] < share * B
+    x = later.where(first & (behind >= 0), F.pad(x, (0, len(place) - T)))
+    return torch.cat((x[:, :-1], x[:, -1:].where(x[:, -1:] == data.PAD, data.EOS)), dim=1)
+
+
 def prior_input(V, step, blur_steps, coordinate_steps):
     """The canvas as the priors see it: blurred, or with (x, y) channels in [-1, 1], for the first steps in which they
     count."""
@@ -104,7 +127,11 @@ def image_loss(V, config):
 def reconstruction(decoder, V, z, x, start=BOS):
     """Cross-entropy a token, nats, of the decoder reading x (B, T) from V (and z): a mean over sentences of means over
     tokens, so that splitting a batch does not change it. Of x (B, K, T) and K start tokens: K such means."""
-    return (cross_entropy(decoder(x, V, z, start), x).sum(-1) / (x != data.PAD).sum(-1).clamp(min=1)).mean(0)
+    def read(x, V, z):
+        return cross_entropy(decoder(x, V, z, start), x).sum(-1) / (x != data.PAD).sum(-1).clamp(min=1)       # (B, ...)
+
+    parts = similar_lengths(x)
+    return torch.cat([read(trim(x[rows]), V[rows], None if z is None else z[rows]) for rows in parts]).mean(0)
 
 
 def main():
@@ -136,7 +163,7 @@ def main():
             held_out = text.splits['test' if last else 'val']      # choices are made on val, not on what the gate sees
             with ema.weights():
                 state['metrics'], V = evaluate_canvas(nets, held_out, text, config, run.autocast)
-                arrays = canvas_arrays(encoder, V, text.tokenizer, run.autocast)
+                arrays = canvas_arrays(encoder, V, text, run.autocast)
             run.log(step, state['metrics'], prefix='val')
             if run.master:
                 plot.evaluation(run.dir, step, arrays)
@@ -152,7 +179,12 @@ def main():
             group['lr'] = lr * group['scale']
         nets.train()
         rows = runtime.local_slice(run, batch_size)
-        x = train.sentences(batch_size, seed, step)[rows, 0]
+        x = train.sentences(batch_size, seed, step)[:, 0]
+        if joined:
+            x = trim(join(x, joined, max_length))
+        if random_tokens:
+            x = replace_tokens(x, random_tokens, text.tokenizer.size, run.generator(step, 'words', run.device))
+        x = x[rows]
         noise = torch.randn(batch_size, channels, size, size, device=run.device,
                             generator=run.generator(step, 'noise', run.device))[rows]
         age = -1 if state['priors_from'] is None else step - state['priors_from']     # of the priors, in steps

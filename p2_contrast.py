@@ -13,6 +13,7 @@ Reads:  out/p1/ckpt.pt      Writes: out/p2/ckpt.pt, run.json, metrics.jsonl, gat
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -20,7 +21,6 @@ import data
 import plot
 import priors
 import runtime
-from grammar import VARIANTS
 from metrics import (canvas_arrays, canvas_gate, embed, evaluate_meaning, held_out_table, last_evaluations,
                      semantic_gate, semantic_metrics)
 from model import build, embed_views, sizes
@@ -42,6 +42,10 @@ leave_out = 'count'       # a counterfactual family that is never constructed, t
                           # or the mined pairs, which may differ in it; '' for none
 lambda_vicreg = 0.0       # variance + covariance of z (VICReg), against collapse
 lambda_barlow = 0.0       # cross-correlation of the two views towards the identity (Barlow Twins)
+# a sentence of a corpus of one's own that is said in one way only finds itself again, altered
+drop_words = 0.1          # 0 to 1: share of its words that are deleted
+mask_words = 0.0          # 0 to 1: share of its words that are hidden
+turn_words = 0.0          # 0 to 1: chance that it is cut in two and the second part comes first
 # curriculum
 staged = True             # the stages of `curriculum`; false is the plan: the last one from the start
 stage1_ends = 0.95        # share of swaps beaten in the batch at which stage 1 ends
@@ -122,9 +126,8 @@ def swaps_beaten(Z, batch, view=0):
     0-d tensor, NaN where there is no swap."""
     similarity = torch.einsum('nke,nme->nkm', Z[:, :, view], Z[:, :, 1])              # (N, K, K)
     beaten = similarity.diagonal(dim1=1, dim2=2)[:, :, None] > similarity
-    swap = batch.valid & (batch.variants >= VARIANTS.index('argument swap'))     # (N, K): VARIANTS ends in both swaps
-    hits = beaten[:, 0] & swap, beaten[:, :, 0] & swap
-    return (hits[0].sum() + hits[1].sum()) / (2 * swap.sum())
+    hits = beaten[:, 0] & batch.swaps, beaten[:, :, 0] & batch.swaps
+    return (hits[0].sum() + hits[1].sum()) / (2 * batch.swaps.sum())
 
 
 def vicreg(z):
@@ -166,26 +169,36 @@ def mine_pairs(nets, corpus, run, scenes=None, share=0.05, pool=50_000, rows=102
 
 def baselines(text, held_out):
     """R@1 and gaps of two embeddings without learning: bag of tokens and TF-IDF (fitted on training sentences)."""
-    from sklearn.feature_extraction.text import TfidfTransformer     # here, or sample.py would wait for it
+    from sklearn.feature_extraction.text import TfidfVectorizer      # here, or sample.py would wait for it
+
+    def sentences(x):
+        return [text.tokenizer.decode(row) for row in x.tolist()]
 
     def counts(x):
         return torch.zeros(len(x), text.tokenizer.size, device=x.device).scatter_add_(
             1, x, (x >= data.SPECIALS).float())
 
-    tfidf = TfidfTransformer().fit(counts(text.splits['train'].fixed(n=5000)).cpu().numpy())
+    known = [sentence for rendering in (0, 1) for sentence in
+             sentences(text.splits['train'].fixed(10_000, rendering=rendering))]
+    tfidf = TfidfVectorizer(token_pattern=r'\S+', max_features=16_384, dtype=np.float32).fit(known)      # of words
     return {'bag of tokens': semantic_metrics(lambda x: F.normalize(counts(x), dim=-1), held_out),
             'TF-IDF': semantic_metrics(lambda x: torch.from_numpy(
-                tfidf.transform(counts(x).cpu().numpy()).toarray()).float().to(x.device), held_out)}
+                tfidf.transform(sentences(x)).toarray()).to(x.device), held_out)}
 
 
 def main():
-    if staged and (negatives == 0 or leave_out == 'argument swap'):
+    if staged and not config.corpus and (negatives == 0 or leave_out == 'argument swap'):
         runtime.fail('the stages end when argument swaps are told apart: use --negatives=2 and train on them, '
                      'or --staged=false')
     run = runtime.start('p2', config, sizes(config))
     previous = runtime.inherit(run)
     text = data.load(config, run, previous)
     train = text.splits['train']
+    if not text.checked:
+        applies = (train.count[:, 1:] > 0).float().mean(0).tolist()
+        run.say('no stages and no mined pairs in a corpus of one\'s own, where what z confuses may mean the same; '
+                f'{(train.count[:, 0] > 1).float().mean():.2f} of the sentences have another that means the same; '
+                'counterfactuals: ' + ', '.join(f'{name} {share:.2f}' for name, share in zip(train.families, applies)))
     nets = build(config, 'encoder', 'auxiliary', 'readout').to(run.device)
     untrained = semantic_metrics(lambda x: embed(nets.eval(), x, run.autocast), text.splits['test'])  # random weights
     runtime.load_weights(nets, previous, ('encoder', 'auxiliary'))
@@ -239,7 +252,7 @@ def main():
             held_out = text.splits['test' if last else 'val']      # as in P1
             with ema.weights():
                 state['metrics'], V = evaluate_meaning(nets, held_out, text, config, run.autocast)
-                arrays = canvas_arrays(nets.encoder, V, text.tokenizer, run.autocast)
+                arrays = canvas_arrays(nets.encoder, V, text, run.autocast)
                 if last:      # drawing it takes five seconds
                     x, scene, kind = text.splits['val'].clusters(20)
                     arrays |= {'tsne_z': embed(nets, x, run.autocast), 'tsne_scene': scene, 'tsne_kind': kind}
@@ -286,7 +299,8 @@ def main():
     with ema.weights():
         run.say(held_out_table(nets, text.splits, run.autocast))
     beside = baselines(text, text.splits['test']) | {'untrained': untrained}
-    runtime.write_gate(run, semantic_gate(state['metrics'], beside) + canvas_gate(last_evaluations(run.dir)))
+    runtime.write_gate(run, semantic_gate(state['metrics'], beside, text.checked)
+                       + canvas_gate(last_evaluations(run.dir)))
 
 
 if __name__ == '__main__':

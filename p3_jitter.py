@@ -125,7 +125,7 @@ def main():
             with ema.weights():
                 metrics, V = evaluate_meaning(nets, held_out, text, config, run.autocast)
                 metrics |= robustness(nets, held_out.fixed(READ), config, run.autocast)
-                arrays = canvas_arrays(nets.encoder, V, text.tokenizer, run.autocast)
+                arrays = canvas_arrays(nets.encoder, V, text, run.autocast)
             state['metrics'] = metrics
             run.log(step, metrics, prefix='val')
             if run.master:

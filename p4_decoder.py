@@ -22,6 +22,7 @@ from metrics import (READ, attention_arrays, embed, encode, free_run, graph_metr
                      token_metrics)
 from model import BOS, CONTROLS, PARA, build, shift, size_error, sizes
 from p1_canvas import reconstruction
+from textmetrics import format_table, reading_table
 
 out_dir = 'out/p4'        # run folder: checkpoint, metrics, gate, plots
 init_from = 'out/p3/ckpt.pt'   # the phase before; every setting that is not here comes from it
@@ -43,6 +44,10 @@ max_steps = 10_000
 lr_steps = 10_000
 eval_every = 500
 config = runtime.configure(globals(), after='p3')
+
+
+# Rows of textmetrics.reading_table: the least share of sentences read exactly, and the least BLEU-4 where it is asked.
+LENGTHS = {'1-16 words': (0.97, 99), '17-30 words': (0.90, None)}
 
 
 def vocabulary(text, vocab_size):
@@ -110,26 +115,37 @@ def evaluate(nets, x, text, autocast):
     metrics['free_exact'] = sum(a == b for a, b in pairs) / len(pairs)
     if text.checked:
         metrics |= graph_metrics([b for _, b in pairs], [a for a, _ in pairs])
+    else:
+        by_length = reading_table(*zip(*pairs))
+        metrics |= {f'{name}_{row}': by_length[row][name] for row in LENGTHS if row in by_length
+                    for name in ('exact', 'bleu4')}
     return metrics, tables, pairs, V
 
 
-def reading_arrays(metrics, tables):
+def reading_arrays(metrics, tables, checked):
     """What the figures of token types and controls are drawn from."""
-    names = ['function', *TYPES[1:]]
+    names, accuracy = ['function', *TYPES[1:]], 'content_accuracy' if checked else 'accuracy'
     return {'ce_types': names, 'ce_values': torch.tensor([metrics[f'ce_{name}'] for name in names]),
             'controls_names': list(tables), 'controls_ce': torch.tensor([m['ce'] for m in tables.values()]),
-            'controls_accuracy': torch.tensor([m['content_accuracy'] for m in tables.values()])}
+            'controls_accuracy': torch.tensor([m[accuracy] for m in tables.values()])}
 
 
 def gate(m, tables, checked):
     """P4's criteria (docs/PLAN.md), the control decoders beside them."""
-    beside = ', '.join(f"{name} {t['content_accuracy']:.2f}" for name, t in tables.items()
-                       if name not in ('decoder', 'canvas only'))
+    def beside(key):
+        return ', '.join(f'{name} {t[key]:.2f}' for name, t in tables.items() if name not in ('decoder', 'canvas only'))
+
     only = tables.get('canvas only', {})
-    read, shuffled = reading_gate(m, checked, beside if checked else '',
+    read, shuffled = reading_gate(m, checked, beside('content_accuracy' if checked else 'accuracy'),
                                   f"canvas only {m.get('shuffle_ce_rise_canvas_only', float('nan')):.2f}")
     if not checked:
-        return [read, shuffled]
+        rows = [read, shuffled]
+        for row, asked in LENGTHS.items():
+            rows += [(f'free-running {name}, {row} +', f'>= {least}', m[f'{key}_{row}'], m[f'{key}_{row}'] >= least,
+                      beside('sentence_exact') if key == 'exact' else '')
+                     for name, key, least in zip(('exact', 'BLEU-4'), ('exact', 'bleu4'), asked)
+                     if least and f'{key}_{row}' in m]
+        return rows
     return [
         read, ('content-token accuracy, by concept +', '>= 0.90', m['content_concept'], m['content_concept'] >= 0.90,
                f"canvas only {only.get('content_concept', float('nan')):.2f}"),
@@ -166,14 +182,15 @@ def main():
         last = step == max_steps
         if step % eval_every == 0 or last:
             decoders.eval()
-            held_out = text.splits['test' if last else 'val'].fixed(READ)      # as in P1
+            many = READ if text.checked or not last else 4 * READ              # few sentences are long
+            held_out = text.splits['test' if last else 'val'].fixed(many)      # as in P1
             with ema.weights():
                 metrics, tables, pairs, V = evaluate(nets, held_out, text, run.autocast)
                 arrays = attention_arrays(nets, V[:4], held_out[:4], text, run.autocast)
             state['metrics'] = metrics
             run.log(step, metrics, prefix='val')
             if run.master:
-                plot.evaluation(run.dir, step, arrays | reading_arrays(metrics, tables))
+                plot.evaluation(run.dir, step, arrays | reading_arrays(metrics, tables, text.checked))
                 plot.trends(run.dir)
                 runtime.write_text(run.dir / 'samples.jsonl',
                                    ''.join(json.dumps({'input': a, 'said': b}) + '\n' for a, b in pairs))
@@ -211,8 +228,11 @@ def main():
             run.log(step, values, prefix='train')
 
     for name, table in tables.items():
-        run.say(f"{name:20s} CE {table['ce']:.3f}   content exact {table['content_accuracy']:.3f}   "
-                f"by concept {table['content_concept']:.3f}")
+        content = (f"content exact {table['content_accuracy']:.3f}   by concept {table['content_concept']:.3f}"
+                   if text.checked else f"tokens {table['accuracy']:.3f}   sentences {table['sentence_exact']:.3f}")
+        run.say(f"{name:20s} CE {table['ce']:.3f}   {content}")
+    if not text.checked:
+        run.say(f'held-out sentences, read freely\n{format_table(reading_table(*zip(*pairs)))}')
     for a, b in pairs[:8]:
         run.say(f'  {a}\n    -> {b}')
     runtime.write_gate(run, gate(metrics, tables, text.checked))

@@ -171,6 +171,11 @@ def evaluate_prior(nets, V, state, text, config, length, autocast):
     return metrics, {'drawn': torch.cat((sampled[:10], V[:6])), 'drawn_titles': titles}
 
 
+def relative(metrics, since, name):
+    """By which share a metric has changed; priors can be negative, and a distance 0 where nothing has a paraphrase."""
+    return (metrics[name] - since[name]) / max(1e-9, abs(since[name]))
+
+
 def gate(metrics, before, control_metrics, ways, evaluations, checked):
     """P6's criteria (docs/PLAN.md): against the checkpoint it began with (its metrics), and against the control (its
     metrics, or None). The plan asks for the first; only the second tells the prior from the extra steps."""
@@ -182,8 +187,8 @@ def gate(metrics, before, control_metrics, ways, evaluations, checked):
             rows.append(('compared with a control (--control) +', '>= 1', 0, False))
             continue
         names = ('prior_spectrum', 'prior_tv', 'prior', 'paraphrase_distance')
-        change = {name: (metrics[name] - since[name]) / abs(since[name]) for name in names}     # priors can be negative
-        beside = {name: f'control {(control_metrics[name] - before[name]) / abs(before[name]):+.3f}'
+        change = {name: relative(metrics, since, name) for name in names}
+        beside = {name: f'control {relative(control_metrics, before, name):+.3f}'
                   if control_metrics and since is before else '' for name in names}
         rows += [(f'{text}, change{label}', '< 0', change[name], change[name] < 0, beside[name]) for text, name in (
             ('spectrum prior', 'prior_spectrum'), ('TV', 'prior_tv'), ('weighted sum of all priors', 'prior'))]
@@ -303,7 +308,7 @@ def main():
             with ema.weights():
                 V = encode(nets.encoder, text.splits['val'].fixed(READ), run.autocast)
                 state['metrics'], arrays = evaluate_prior(nets, V, state, text, config, length, run.autocast)
-                arrays |= canvas_arrays(nets.encoder, V, text.tokenizer, run.autocast)
+                arrays |= canvas_arrays(nets.encoder, V, text, run.autocast)
             run.log(step, state['metrics'], prefix='val')
             if run.master:
                 plot.evaluation(run.dir, step, arrays)
@@ -336,7 +341,7 @@ def main():
             held_out = text.splits['test' if last else 'val']      # as in P1
             with ema.weights():
                 metrics, ways, rows, V = p5_roundtrip.evaluate(p5_nets, held_out, text, config, run.autocast)
-                arrays = canvas_arrays(nets.encoder, V, text.tokenizer, run.autocast)
+                arrays = canvas_arrays(nets.encoder, V, text, run.autocast)
                 if lambda_prior:
                     prior_metrics, prior_arrays = evaluate_prior(nets, V, state, text, config, length, run.autocast)
                     metrics, arrays = metrics | prior_metrics, arrays | prior_arrays

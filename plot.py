@@ -13,6 +13,7 @@ import json
 import os
 import re
 import textwrap
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -130,7 +131,9 @@ def save(fig, path):
     """Write a PNG, in one move like everything else in a run folder; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix('.tmp')
-    fig.savefig(temporary, format='png')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph')         # a letter that the font lacks is an empty box
+        fig.savefig(temporary, format='png')
     os.replace(temporary, path)
     return path
 

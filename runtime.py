@@ -35,7 +35,7 @@ DIVERGED = 3             # exit status of a run whose loss or weights are no lon
 PROGRESS_SECONDS = 20    # between two progress lines when stderr is not a terminal
 EXPECTS = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text'}
 BOUNDS = re.compile(r'>= ([\d.]+)(?::|$)|([\d.]+) to ([\d.]+)(?::|$)')      # what a setting's comment may begin with
-PURPOSES = 'scenes', 'jitter', 'diffusion', 'buffer', 'noise'      # what a step draws random numbers for
+PURPOSES = 'scenes', 'jitter', 'diffusion', 'buffer', 'noise', 'words'      # what a step draws random numbers for
 
 
 def fail(message, status=2):

@@ -2,6 +2,7 @@
 
     python sample.py --text="two red cubes are under a blue ball"          # paraphrases, counterfactuals, a figure
     python sample.py --text="a red cube is on a ball" --text2="..."        # cosine, and a walk between the canvases
+    python sample.py --model=english --text="she put the slippers under the bed"
     python sample.py --interactive=true                                    # the same for every line typed
     python sample.py --draw=8 --init_from=out/p6/ckpt.pt                   # sentences read in canvases drawn from noise
     python sample.py --embed=sentences.txt --out=z.npy                     # (lines, 256) float32 of unit norm
@@ -13,7 +14,6 @@ Writes: out/sample/*.png, or the file named by --out
 import os
 import random
 import sys
-import warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,11 +23,13 @@ import torch
 from tqdm import tqdm
 
 import data
+import english
 import grammar
 import runtime
 from model import BOS, PARA, build
 
 init_from = ''            # a checkpoint of P5 or P6; '' is the newest in out/, or else the model that comes with this
+model = ''                # instead of init_from: 'english' is the model of ordinary sentences that comes with this
 text = ''                 # a sentence
 text2 = ''                # another one, to compare it with
 interactive = False       # ask for sentences until an empty line
@@ -72,6 +74,7 @@ class TextCanvas:
         checkpoint = runtime.load_checkpoint(self.path, ('p5', 'p6'), 'bash runs/cpu.sh', HOLDS)
         self.device, self.arch, self.phase = runtime.find_device(device), checkpoint['arch'], checkpoint['phase']
         self.config, self.step = runtime.Config(checkpoint['config']), checkpoint['step']
+        self.checked = not self.config.corpus                                 # learnt the built-in grammar
         self.has_prior = self.config.get('lambda_prior', 0) > 0               # P6, and not its control
         bf16 = runtime.find_dtype(dtype, self.device) == torch.bfloat16
         self.autocast = partial(torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=bf16)
@@ -134,9 +137,12 @@ class TextCanvas:
         return [self.tokenizer.decode(row) for row in ids.tolist()]
 
 
-def counterfactuals(sentence, rand):
+def counterfactuals(sentence, rand, checked):
     """[(family, sentence)]: the scene of a sentence with one thing changed, all that 40 draws of each family find, each
-    in the plainest words; [] for a sentence that the checker cannot read."""
+    in the plainest words; [] for a sentence that the checker cannot read. Of ordinary English (not checked): its edits.
+    """
+    if not checked:
+        return [*english.edits(sentence, rand).items()]
     scene = grammar.parse(sentence)
     if scene is None:
         return []
@@ -164,8 +170,8 @@ def rouge_l(a, b):
 def describe(model, sentence, generator):
     """Print what the model makes of a sentence, and draw it."""
     plain = grammar.normalize(sentence)
-    scene = grammar.parse(plain)
-    unknown = '' if scene else '   (not of the built-in grammar: no Graph F1, no counterfactuals)'
+    scene = grammar.parse(plain) if model.checked else None
+    unknown = '' if scene or not model.checked else '   (not of the built-in grammar: no Graph F1, no counterfactuals)'
     print(f'read as      {plain}{unknown}')
     V, z = model.read([plain])
     if len(model.tokenizer.encode(plain)) > model.max_length:
@@ -174,11 +180,12 @@ def describe(model, sentence, generator):
     drawn = 4 * paraphrases
     said = list(dict.fromkeys(model.say(V.expand(drawn, -1, -1, -1), PARA, top_p, generator)))      # each once
     _, z_said = model.read(said)
-    print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {'Graph F1':>8s}   (of {drawn} drawn, the nearest in z)")
+    column = 'Graph F1' if model.checked else ''
+    print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {column:>8s}   (of {drawn} drawn, the nearest in z)")
     for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True)[:paraphrases]:
-        f1 = f'{grammar.graph_f1(scene, grammar.parse(other)):8.2f}' if scene else f"{'-':>8s}"
+        f1 = f"{f'{grammar.graph_f1(scene, grammar.parse(other)):.2f}' if scene else '-' * model.checked:>8s}"
         print(f"paraphrase   {cosine:6.2f}  {rouge_l(plain, other):7.2f}  {f1}  {other}")
-    changed = counterfactuals(plain, random.Random(seed).random)
+    changed = counterfactuals(sentence, random.Random(seed).random, model.checked)
     if changed:
         _, others = model.read([other for _, other in changed])
         cosine, (family, other) = max(zip((others @ z[0]).tolist(), changed))
@@ -205,9 +212,7 @@ def save_figure(figure, name):
     """Write a figure into the folder of figures; returns its path. SystemExit(2), after one line, when that fails."""
     import plot
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Glyph')     # a letter that the font lacks is an empty box
-            return plot.save(figure, Path(figures) / f'{name}.png')
+        return plot.save(figure, Path(figures) / f'{name}.png')
     except OSError as error:
         runtime.fail(f'--figures={figures}: {error.strerror}')
 
@@ -228,7 +233,7 @@ def draw_canvases(model, n, generator):
     """n canvases from the diffusion prior, what is read in them, and their montage."""
     import plot
     from p6_diffusion import ddim, predict_eps, reading
-    config, checked = model.config, not model.config.corpus
+    config, checked = model.config, model.checked
     shape = n, config.channels, config.size, config.size
     noise = torch.randn(shape, generator=generator).to(model.device)
     predict = partial(predict_eps, model.nets['unet'])
@@ -325,21 +330,24 @@ def main():
         runtime.fail(f'--top_p={top_p} --walk={walk}: expects more than 0 and at most 1; at least 2 canvases')
     if embed and not Path(embed).is_file():
         runtime.fail(f'--embed={embed}: no such file')
-    model = TextCanvas(init_from, device, dtype)
-    print(f'model        {shown(model.path)} ({model.phase.upper()}, step {model.step})')
+    if model and init_from:
+        runtime.fail(f'--model={model} --init_from={init_from}: one of them is enough')
+    shipped = Path(__file__).parent / 'pretrained' / model / 'model.pt' if model else ''
+    canvases = TextCanvas(shipped or init_from, device, dtype)
+    print(f'model        {shown(canvases.path)} ({canvases.phase.upper()}, step {canvases.step})')
     generator = torch.Generator().manual_seed(seed)
     if not embed:
         torch.set_num_threads(1)                           # a sentence or two: threads mostly wait for one another
     if embed:
-        embed_file(model, embed, out, canvas)
+        embed_file(canvases, embed, out, canvas)
     if draw:
-        if not model.has_prior:
-            runtime.fail(f'{shown(model.path)} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
-        draw_canvases(model, draw, generator)
+        if not canvases.has_prior:
+            runtime.fail(f'{shown(canvases.path)} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
+        draw_canvases(canvases, draw, generator)
     if text:
-        describe(model, text, generator)
+        describe(canvases, text, generator)
         if text2:
-            compare(model, grammar.normalize(text), grammar.normalize(text2))
+            compare(canvases, grammar.normalize(text), grammar.normalize(text2))
     while interactive:
         try:
             line = input('sentence> ')
@@ -350,7 +358,7 @@ def main():
             continue
         if not line.strip():
             break
-        describe(model, line, generator)
+        describe(canvases, line, generator)
 
 
 if __name__ == '__main__':

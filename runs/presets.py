@@ -55,11 +55,29 @@ PRESETS = {
         'p6': '--unet_dim=8 --unet_steps=1 --unet_batch=8 --buffer_size=64 --sample_steps=4 --drawn=8 '
               + steps(4, 1, 2, 1e-4)}}
 
-# Ordinary English, a sentence a line: --corpus=FILE. P1 alone so far.
+# Ordinary English (runs/english.sh). A small vocabulary, so that few tokens are rare; sentences joined and tokens replaced,
+# so that long sentences and rare tokens are read too (docs/LOG.md). P1 is measured; P2 to P6 are first guesses.
+ENGLISH = '--vocab_size=2048 --random_tokens=0.1 --joined=0.5'
 PRESETS['english'] = {
-    'p1': '--vocab_size=8192 --max_length=48 --query_grid=8 --patch=4 --dim=192 --layers=4 --heads=6 --hidden=768 '
-          f'--cross_hidden=384 --rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=64 --prior_samples=32 {PRIORS} '
-          + steps(4500, 1000, 500, 1.5e-3)}
+    'p1': f'{ENGLISH} --query_grid=8 --patch=4 --dim=192 --layers=4 --heads=6 --hidden=768 --cross_hidden=384 '
+          '--rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=32 --prior_samples=16 '
+          f'{PRIORS} --ema_decay=0.99 ' + steps(3000, 200, 250, 1.5e-3),
+    'p2': '--batch_size=96 --negatives=1 --rec_samples=32 --temperature=0.05 --leave_out= --mine_every=0 '
+          + steps(600, 50, 150, 1e-3),
+    'p3': f'{LATTICE[0]} ' + steps(150, 20, 50, 5e-4),
+    'p4': '--dec_dim=192 --dec_layers=3 --dec_heads=6 --dec_hidden=768 --dec_dropout=0 --batch_size=32 '
+          '--paraphrases=1 ' + steps(1500, 50, 750, 1.5e-3),
+    'p5': f'{LATTICE[1]} --batch_size=16 --dec_samples=32 --generated=16 ' + steps(150, 20, 50, 5e-4),
+    'p6': '--unet_dim=32 --unet_steps=500 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048 '
+          f'--refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 {PULL} ' + steps(650, 20, 575, 5e-4)}
+# What runs/gpu.sh --corpus= adds to `gpu`; never run.
+PRESETS['english_gpu'] = {'p1': ENGLISH, 'p2': '--temperature=0.05 --leave_out='}
+# What --long=true adds: a night.
+PRESETS['english_long'] = {
+    'p1': '--max_steps=12000 --lr_steps=12000 --eval_every=1000',
+    'p2': '--batch_size=128 --max_steps=5000 --lr_steps=5000 --eval_every=500',
+    'p4': '--max_steps=6000 --lr_steps=6000 --eval_every=1500',
+    'p5': '--max_steps=600 --lr_steps=600 --eval_every=200'}
 
 # What runs/cpu.sh adds to `cpu`, the later word wins. plan: nothing that departs from the plan (docs/PLAN.md), all
 # families constructed; three: scenes of three things, whose stages come twice.

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 import data
+import english
+import metrics
 import runtime
 from data import BOS, EOS, PAD, PARA, SPECIALS, Tokenizer, token_types
 from grammar import (
@@ -24,6 +26,7 @@ from grammar import (
 
 ROOT = Path(__file__).parent.parent
 SWAP = VARIANTS.index('argument swap')
+SWAPS = torch.tensor([SWAP, VARIANTS.index('attribute swap')])
 
 
 # ---- a small corpus -------------------------------------------------------------------------------------------------
@@ -384,7 +387,7 @@ def test_random_numbers_are_a_function_of_seed_step_and_purpose(prepared):
     assert abs(first.mean()) < 0.02 and abs(first.std() - 1) < 0.02
     others = [noise(0, 6, 'noise'), noise(1, 5, 'noise'),
               *(noise(0, 5, purpose) for purpose in runtime.PURPOSES if purpose != 'noise')]
-    assert len(others) == 6 and all(abs((first * other).mean()) < 0.02 for other in others)
+    assert len(others) == 7 and all(abs((first * other).mean()) < 0.02 for other in others)
     with pytest.raises(ValueError):
         runtime.generator(0, 5, 'something else')
     corpus = prepared.corpora['train']
@@ -502,7 +505,8 @@ def test_a_batch_holds_what_its_rows_say(prepared, options):
     assert batch.x.shape[:3] == views.shape == (12, 3, 3 if options else 2) and batch.x.dtype == torch.int64
     assert torch.equal(batch.x, corpus.take(scenes[:, :, None], variants[:, :, None], views))
     assert torch.equal(batch.meanings, corpus.meanings[scenes, variants])
-    assert torch.equal(batch.variants, variants) and torch.equal(batch.valid, valid)
+    assert torch.equal(batch.swaps, torch.isin(variants, SWAPS)) and torch.equal(batch.valid, valid)
+    assert batch.swaps.any() and not batch.swaps.all() and not batch.swaps[~valid].any()
     assert batch.index.tolist() == list(range(12)) and batch.rows == slice(0, 12) and batch.draws == {}
     for n, row in enumerate(batch.x.tolist()):
         for k, sentences in enumerate(row):
@@ -529,7 +533,7 @@ def test_the_batches_of_two_ranks_make_the_batch_of_one(prepared, options):
         assert torch.equal(whole.draws[name], numbers)
         assert torch.equal(torch.cat([rank.draws[name] for rank in ranks]), numbers), 'earlier draws stay'
     for rank in ranks:
-        for name in ('meanings', 'valid', 'variants'):
+        for name in ('meanings', 'valid', 'swaps'):
             assert torch.equal(getattr(rank, name), getattr(whole, name)), 'of all scenes, on every rank'
     with pytest.raises(ValueError):
         batch_of(rank_of(0, 5))
@@ -551,7 +555,7 @@ def test_the_parts_of_a_batch_make_the_batch(prepared, world, count):
         assert torch.equal(torch.cat([part.draws[name] for part in parts]), batch.draws[name])
     for part in parts:
         assert part.rows == batch.rows
-        for name in ('meanings', 'valid', 'variants'):
+        for name in ('meanings', 'valid', 'swaps'):
             assert torch.equal(getattr(part, name), getattr(batch, name)), 'of all scenes'
 
 
@@ -603,12 +607,28 @@ def test_corpus_keeps_ids_and_meanings(prepared):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
+    """An empty folder, on a machine without WordNet."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(english, 'find_wordnet', lambda: None)
     return tmp_path
 
 
 _cats = sorted((f'the cat number {n} sat on the mat' for n in range(1000)), key=data.sentence_id)
 GOOD = [_cats[0], *_cats[-18:-9], _cats[1], *_cats[-9:]]      # the two with the smallest hashes, 0 and 10, are held out
+
+
+NO_COUNTERFACTUALS = ('no counterfactuals in the file: a tagger makes some; no synonyms without WordNet '
+                      '(python -m tools.wordnet)')
+
+
+def read(path, say=print):
+    """data.read_corpus with the rows of training in a list."""
+    parts, families = data.read_corpus(path, say)
+    return {split: [*rows] for split, rows in parts.items()}, families
+
+
+def sentences_of(rows):
+    return {sentence for groups, *_ in rows for group in groups for sentence in group}
 
 
 def bad_numbers(said, path):
@@ -622,16 +642,19 @@ def test_text_corpus_with_bad_lines(here):
     lines += [GOOD[0].title().encode() + b' .', GOOD[3].upper().encode(), 'ein großer Kater'.encode()]
     Path('c.txt').write_bytes(b'\n'.join(lines))
     said = []
-    parts = data.read_corpus('c.txt', said.append)
-    assert bad_numbers(said, 'c.txt') == [4, 7, 8], 'blank lines are no news'
-    parts = {split: [*rows] for split, rows in parts.items()}
+    parts, families = read('c.txt', said.append)
+    assert bad_numbers(said[:-1], 'c.txt') == [4, 7, 8] and said[-1] == NO_COUNTERFACTUALS, 'blank lines are no news'
     sentences = {split: [sentence for groups, *_ in rows for sentence in groups[0]] for split, rows in parts.items()}
     assert sorted(sentences['val']) == sorted(['ein großer kater', GOOD[0], GOOD[10]]), 'a tenth, once'
     assert sentences['train'] == GOOD[1:10] + GOOD[11:] + GOOD[3:4]
     assert len({meanings[0] for _, meanings, _ in parts['val']}) == 3
-    assert all(groups[1:] == [[]] * 6 and meanings[1:] == [0] * 6 for groups, meanings, _ in parts['val'])
     train = [meanings[0] for _, meanings, _ in parts['train']]
     assert train[2] == train[-1] != train[1] and 0 not in train, 'rows that are equal mean the same'
+    assert families == list(english.FAMILIES)
+    for groups, meanings, _ in parts['val'] + parts['train'][:9]:
+        edits = english.edits(groups[0][0], random.Random(meanings[0]).random)
+        assert groups[1:] == [[edits[family]] if family in edits else [] for family in families]
+        assert [*map(bool, groups)] == [*map(bool, meanings)] and (edits or groups[0] == ['ein großer kater'])
 
 
 def test_jsonl_corpus_with_bad_lines(here):
@@ -646,35 +669,33 @@ def test_jsonl_corpus_with_bad_lines(here):
     for name, lines in (('a.jsonl', bad), ('b.jsonl', rest)):
         said = []
         Path(name).write_text('\n'.join([*good, '', *lines, *good]) + '\n')
-        parts = data.read_corpus(name, said.append)
+        parts, families = read(name, said.append)
         assert bad_numbers(said[:10], name) == [23 + n for n in range(len(lines[:10]))]
         assert said[10:] == ([] if len(lines) <= 10 else ['... and 1 more bad lines'])
-        assert [len([*parts[split]]) for split in ('train', 'val')] == [2 * 18, 3], 'a held-out row is held out once'
+        assert [len(parts[split]) for split in ('train', 'val')] == [2 * 18, 3], 'a held-out row is held out once'
+        assert families == ['counterfactual 1'], 'those of bad lines do not count'
 
 
 def test_jsonl_pairs_keep_their_places(here):
     rows = [{'original': line} for line in GOOD] + [
-        {'original': 'A dog barks.', 'paraphrases': ['a hound barks', ' ', 'Barks, a dog!'],
-         'counterfactuals': {'argument swap': ['Barks a dog'], 'tense': ['a dog barked'],
+        {'original': 'A dog barks.', 'paraphrases': ['a hound barks', ' ', 'Barks, a dog!', 'A hound: barks'],
+         'counterfactuals': {'tense': ['a dog barked'], 'nothing': ['?'], 'argument swap': ['Barks a dog'],
                              'count': ['Two dogs bark', 'dogs bark']}},
-        {'original': 'a cat naps', 'paraphrases': ['A hound barks'], 'counterfactuals': ['a cat eats', 'a dog barks',
-                                                                                         GOOD[1]]}]
+        {'original': 'a cat naps', 'paraphrases': ['A hound barks'],
+         'counterfactuals': ['a cat eats', 'a dog barks', GOOD[1]]}]
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     said = []
-    parts = {split: [*rows] for split, rows in data.read_corpus('c.jsonl', said.append).items()}
+    parts, families = read('c.jsonl', said.append)
     assert said == ['2 sentences taken out of training because they are held out']
+    assert families == ['tense', 'argument swap', 'count', 'counterfactual 1', 'counterfactual 2', 'counterfactual 3']
     assert {groups[0][0] for groups, *_ in parts['val']} == {GOOD[0], GOOD[10], 'a dog barks'}
     groups = next(groups for groups, *_ in parts['val'] if groups[0][0] == 'a dog barks')
-    assert [len(group) for group in groups] == [3, 1, 0, 0, 2, 1, 0]
-    assert groups[0] == ['a dog barks', 'a hound barks', 'barks a dog']
-    assert groups[1] == ['a dog barked']                               # an unknown family takes a free place
-    assert groups[1 + FAMILIES.index('count')] == ['two dogs bark', 'dogs bark']
-    assert groups[SWAP] == ['barks a dog']
+    assert groups == [['a dog barks', 'a hound barks', 'barks a dog'], ['a dog barked'], ['barks a dog'],
+                      ['two dogs bark', 'dogs bark'], [], [], []], 'each sentence of a group once'
     groups, meanings, _ = parts['train'][-1]
-    assert [len(group) for group in groups] == [1, 1, 0, 1, 0, 0, 0] and groups[3] == [GOOD[1]]
-    assert meanings[3] == parts['train'][0][1][0], 'a counterfactual that is another row has the id of that row'
-    train, val = ({line for groups, *_ in rows for group in groups for line in group} for rows in parts.values())
-    assert not train & val, 'nothing that is held out is in training'
+    assert groups == [['a cat naps'], [], [], [], ['a cat eats'], [], [GOOD[1]]]
+    assert meanings[6] == parts['train'][0][1][0], 'a counterfactual that is another row has the id of that row'
+    assert not sentences_of(parts['train']) & sentences_of(parts['val']), 'nothing that is held out is in training'
 
 
 def test_what_is_held_out_is_secret_and_nothing_else(here, capsys):
@@ -683,8 +704,9 @@ def test_what_is_held_out_is_secret_and_nothing_else(here, capsys):
     rows[5]['paraphrases'] = ['of it number 11', 'mine']                 # a rendering that is not kept is secret too
     Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     said = []
-    parts = {split: [*part] for split, part in data.read_corpus('c.jsonl', said.append).items()}
-    assert [len(group) for group in parts['val'][0][0]] == [8, 1, 1, 1, 1, 1, 0]
+    parts, families = read('c.jsonl', said.append)
+    assert families == [f'counterfactual {k}' for k in range(1, 6)]
+    assert [len(group) for group in parts['val'][0][0]] == [8, 1, 1, 1, 1, 1]
     assert said[0].startswith('6 sentences taken out'), 'five counterfactuals and a rendering'
     assert [groups[0][0] for groups, *_ in parts['train']] == ['mine'] + GOOD[6:10] + GOOD[11:]
 
@@ -698,7 +720,7 @@ def test_what_is_held_out_is_secret_and_nothing_else(here, capsys):
 
 def test_a_corpus_that_changes_while_it_is_read(here, capsys):
     Path('c.txt').write_text('\n'.join(GOOD))
-    parts = data.read_corpus('c.txt')
+    parts, _ = data.read_corpus('c.txt')
     Path('c.txt').write_text('\n' * 30)
     with pytest.raises(SystemExit) as stop:
         [*parts['train']]
@@ -718,7 +740,8 @@ def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):
     corpus = splits['train']
     assert corpus.width == 15 and corpus.starts.diff().max() <= 15, 'rounding up to 8 stays within max_length'
     assert [tokenizer.decode(row.tolist()) for row in corpus.fixed(rendering=0)] == GOOD[1:10] + GOOD[11:]
-    assert (corpus.fixed() != PAD).any(1).all(), 'the last rendering of each row, not of the longest'
+    assert torch.equal(corpus.fixed(), corpus.fixed(rendering=0)), 'the original'
+    assert (corpus.fixed(rendering=-1) != PAD).any(1).all(), 'the last rendering of each row, not of the longest'
     scenes = torch.arange(corpus.size).repeat(50)
     for form in ('any', 'free', 'canonical'):
         r1, r2 = corpus.renderings(scenes, scenes * 0, torch.Generator(), form)
@@ -731,24 +754,44 @@ def test_own_corpus_of_uneven_rows_becomes_arrays(here, capsys):
     assert not capsys.readouterr().out, 'the second time it is there already'
 
 
-def test_long_sentences_keep_their_length(here):
-    """Lengths above 255 are counted right; what exceeds max_length stops the program."""
-    Path('c.txt').write_text('\n'.join(GOOD + ['start', ' '.join(f'{k}' for k in range(200, 320))]))
+def test_long_sentences_keep_their_length_or_are_cut(here, capsys):
+    """Lengths above 255 are counted right; what exceeds max_length is cut and said."""
+    line = ' '.join(f'{k}' for k in range(200, 320))
+    Path('c.txt').write_text('\n'.join(GOOD + ['start', line]))
     config = CONFIG | {'corpus': 'c.txt', 'max_length': 512, 'vocab_size': 260}
     corpus = data.load(config).splits['train']
     assert corpus.starts.diff().max() == (corpus.fixed() != PAD).sum(-1).max() > 255
     assert corpus.fixed().shape[1] == -(-int(corpus.starts.diff().max()) // 2) * 2 <= corpus.width
-    with pytest.raises(SystemExit) as stop:
-        data.load(config | {'max_length': 64})
-    assert stop.value.code == 2 and not list(Path('out/data').glob('*.tmp'))
+    whole = corpus.fixed()[-1].tolist()
+    assert ' cut' not in capsys.readouterr().out
+    text = data.load(config | {'max_length': 64})
+    corpus, said = text.splits['train'], capsys.readouterr().out
+    total = sum(len(part.starts) - 1 for part in (corpus, text.splits['val']))
+    assert re.search(f'^1 of {total} sentences are .*cut.* 64 tokens', said, re.M)
+    assert corpus.starts.diff().max() == corpus.width == 64 and text.tokenizer.decode(whole) == line
+    assert corpus.fixed()[-1].tolist() == whole[:63] + [EOS]
+    assert corpus.meanings[-1, 0] == data.sentence_id(line), 'it means what the whole sentence does'
+
+
+def test_cut_is_what_a_loop_over_the_lines_does():
+    rand = random.Random(1)
+    lines = [[rand.randrange(SPECIALS, 60_000) for _ in range(rand.randrange(9))] + [EOS] for _ in range(60)]
+    lengths, flat = np.array([len(line) for line in lines]), np.array(sum(lines, []), np.uint16)
+    for longest in (1, 2, 5, 9, 10):
+        expected = [line if len(line) <= longest else line[:longest - 1] + [EOS] for line in lines]
+        tokens, short = data.cut(flat, lengths, longest)
+        assert tokens.dtype == flat.dtype and tokens.tolist() == sum(expected, [])
+        assert short.tolist() == [len(line) for line in expected]
+        assert tokens[short.cumsum() - 1].tolist() == [EOS] * 60, 'each line ends'
 
 
 def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
     """What Python and numpy allocate hardly differs for three times as many lines: less than a sorted hash of each."""
-    monkeypatch.setattr(data, 'TOKENIZER_LINES', 2000)
-    monkeypatch.setattr(data, 'HELD_OUT_LINES', 200)
+    monkeypatch.setattr(data, 'TOKENIZER_LINES', 1000)
+    monkeypatch.setattr(data, 'HELD_OUT_LINES', 100)
+    monkeypatch.setattr(english, 'edits', lambda *_: {})                 # half a minute
     peaks = []
-    for n in (2_000, 8_000, 24_000):                                     # once for what is loaded at the first use
+    for n in (1_000, 4_000, 12_000):                                     # once for what is loaded at the first use
         Path(f'{n}.txt').write_text('\n'.join(f'the cat number {k} sat on the mat' for k in range(n)))
         config = CONFIG | {'corpus': f'{n}.txt'}
         tracemalloc.start()
@@ -757,10 +800,10 @@ def test_memory_does_not_grow_with_a_corpus_of_ones_own(here, monkeypatch):
         tracemalloc.stop()
         text = data.load(config)
         splits, tokenizer = text.splits, text.tokenizer
-        assert splits['val'].size == 200 and splits['train'].size == n - 200, 'a tenth, at most so many'
+        assert splits['val'].size == 100 and splits['train'].size == n - 100, 'a tenth, at most so many'
         ends = [tokenizer.decode(splits[split].fixed()[-1].tolist()).split()[3] for split in ('train', 'val')]
         assert int(ends[0]) > n - 20 and int(ends[1]) < n, 'to the last line'
-    assert peaks[2] - peaks[1] < 16_000 * 20, peaks
+    assert peaks[2] - peaks[1] < 8_000 * 20, peaks
 
 
 @pytest.mark.parametrize('content', [
@@ -789,6 +832,288 @@ def test_vocabulary_beyond_16_bits_is_refused(here, capsys):
     with pytest.raises(SystemExit) as stop:
         data.prepare(Path('out/data/x'), CONFIG | {'vocab_size': 40_000}, pytest.fail)
     assert stop.value.code == 2 and '40000' in capsys.readouterr().err and not Path('out').exists()
+
+
+# ---- counterfactuals and second views that a corpus of one's own does not bring -------------------------------------
+
+def family_rows():
+    """Thirty lines: said in one way, in two, in three, in turn; two families of their own here and there."""
+    return [{'original': f'the crow number {n} sat on a wall',
+             'paraphrases': [f'on a wall sat crow {n}', f'crow {n} sat there'][:n % 3],
+             'counterfactuals': {'who did it': [f'the wall number {n} sat on a crow', f'a wall sat on crow {n}',
+                                                f'wall {n} sat there']}
+             | ({'mood\n': [f'did the crow number {n} sit on a wall']} if n % 2 else {})} for n in range(30)]
+
+
+def bag_of_tokens(x):
+    """A (N, E) embedding that one can work out by hand."""
+    counts = torch.zeros(len(x), 1024).scatter_add_(1, x, (x >= SPECIALS).float())
+    return torch.nn.functional.normalize(counts, dim=-1)
+
+
+def test_families_of_a_corpus_keep_their_names(here):
+    Path('c.jsonl').write_text('\n'.join(map(json.dumps, family_rows())))
+    config = CONFIG | {'corpus': 'c.jsonl', 'leave_out': 'count'}
+    text = data.load(config)
+    families = ('who did it', 'mood\n')
+    folder = data._folder(config)
+    assert tuple(json.loads((folder / 'families.json').read_text())) == families == text.splits['val'].families
+    pack = [json.loads(line) for line in (folder / 'eval_pack.jsonl').read_text().splitlines()]
+    val = text.splits['val']
+    for s, row in enumerate(pack):
+        for f, family in enumerate(families, start=1):
+            said = [text.tokenizer.decode(val.take(torch.tensor([s]), torch.tensor([f]), torch.tensor([k]))[0].tolist())
+                    for k in range(val.count[s, f])]
+            assert said == row['counterfactuals'].get(family, [])
+    m = metrics.semantic_metrics(bag_of_tokens, val)
+    assert {name for name in m if name.startswith(('gap_', 'wins_'))} == {
+        f'{kind}_{family}' for kind in ('gap', 'wins') for family in families}
+    assert not val.swaps.any(), 'no family of that name'
+    kinds = val.clusters(3)[2]
+    assert set(kinds) == {'paraphrase', *families}
+
+    Path('swaps.jsonl').write_text(Path('c.jsonl').read_text().replace('who did it', 'argument swap'))
+    train = data.load(CONFIG | {'corpus': 'swaps.jsonl'}).splits['train']
+    assert train.swaps.tolist() == [False, True, False]
+    assert (train.negatives(torch.arange(train.size), 1, torch.Generator())[0] == 1).all(), 'the swap comes first'
+    left = train.negatives(torch.arange(train.size), 2, torch.Generator(), without='argument swap')
+    assert not (left[0][left[1]] == 1).any()
+
+
+def test_of_many_families_the_first_eight_count_and_that_is_said(here):
+    rows = [{'original': line, 'counterfactuals': {f'family {n % 11}': [f'{line} not']}} for n, line in enumerate(GOOD)]
+    Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    said = []
+    parts, families = read('c.jsonl', said.append)
+    assert families == [f'family {n}' for n in range(8)]
+    assert said[0].startswith('11 families of counterfactuals: only the first 8 count, family 0, family 1, ')
+    assert all(len(groups) == 9 for groups, *_ in parts['train'] + parts['val'])
+
+
+def test_retrieval_in_a_corpus_of_ones_own(here):
+    rows = family_rows()
+    Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    text = data.load(CONFIG | {'corpus': 'c.jsonl'})
+    train = text.splits['train']
+    row_of = {row['original']: row for row in rows}
+    originals = [text.tokenizer.decode(ids) for ids in train.fixed().tolist()]
+    several = [row_of[line] for line in originals if row_of[line]['paraphrases']]
+    for n in (5, 1000):
+        query, positive, negatives, valid = train.retrieval_pool(n)
+        assert len(query) == len(positive) == len(negatives) == len(valid) == min(n, len(several)) < train.size
+        for s, row in enumerate(several[:n]):
+            said = [text.tokenizer.decode(ids) for ids in (query[s].tolist(), positive[s].tolist(),
+                                                           *negatives[s].tolist())]
+            changed = [row['counterfactuals'].get(family, [''])[0] for family in train.families]
+            assert said == [row['original'], row['paraphrases'][0], *changed]
+            assert valid[s].tolist() == [*map(bool, changed)]
+    Path('alone.txt').write_text('\n'.join(GOOD))
+    val = data.load(CONFIG | {'corpus': 'alone.txt'}).splits['val']
+    query, positive, negatives, valid = val.retrieval_pool(1000)
+    assert len(query) == 2 and torch.equal(query, positive), 'each is said in one way only and has to find itself'
+    assert valid.shape == (2, len(english.FAMILIES)) and valid.any()
+
+
+OFF = {'drop_words': 0.0, 'mask_words': 0.0, 'turn_words': 0.0}
+
+
+@pytest.fixture
+def spelled():
+    """(x (40, 30), u, begins, words): sentences of 1 to 9 words of 1 to 3 tokens each, EOS and padding; the words."""
+    rand, begins = random.Random(3), torch.zeros(3000, dtype=torch.bool)
+    begins[SPECIALS:1500] = True
+    words = [[[rand.randrange(SPECIALS, 1500), *(rand.randrange(1500, 3000) for _ in range(rand.randrange(3)))]
+              for _ in range(1 + n % 9)] for n in range(40)]
+    x = torch.zeros(40, 30, dtype=torch.long)
+    for row, sentence in zip(x, words):
+        ids = [*itertools.chain(*sentence), EOS]
+        row[:len(ids)] = torch.tensor(ids)
+    return x, torch.rand(40, 32, generator=torch.Generator().manual_seed(1)), begins, words
+
+
+def words_of(row, begins):
+    """The words of a row of token ids; every token before EOS belongs to one, and only padding is behind it."""
+    ids = row.tolist()
+    end = ids.index(EOS)
+    assert set(ids[end + 1:]) <= {PAD} and PAD not in ids[:end]
+    words = []
+    for i in ids[:end]:
+        if begins[i] or not words:
+            words.append([])
+        words[-1].append(i)
+    return words
+
+
+def is_subsequence(some, all_):
+    rest = iter(all_)
+    return all(word in rest for word in some)
+
+
+def test_altered_sentences_lose_whole_words_and_never_all(spelled):
+    x, u, begins, words = spelled
+    kept = {}
+    for share in (0.1, 0.5, 1.0):
+        y = data.altered(x, begins, u, runtime.Config(OFF | {'drop_words': share}))
+        assert y.shape == x.shape and y.dtype == x.dtype
+        said = [words_of(row, begins) for row in y]
+        assert all(is_subsequence(some, all_) and some for some, all_ in zip(said, words))
+        kept[share] = sum(map(len, said)) / sum(map(len, words))
+    assert 0.85 < kept[0.1] < 0.95 and 0.45 < kept[0.5] < 0.62 and all(len(some) == 1 for some in said)
+
+
+def test_altered_sentences_hide_whole_words(spelled):
+    x, u, begins, words = spelled
+    y = data.altered(x, begins, u, runtime.Config(OFF | {'mask_words': 1.0}))
+    assert torch.equal(y, torch.where(x >= SPECIALS, BOS, x)), 'all of them'
+    y = data.altered(x, begins, u, runtime.Config(OFF | {'mask_words': 0.4}))
+    hidden = 0
+    for row, before, sentence in zip(y, x, words):
+        at = 0
+        for word in sentence:
+            now = row[at:at + len(word)].tolist()
+            assert now in (word, [BOS] * len(word)), 'a word is hidden as a whole, or stays'
+            hidden, at = hidden + (now != word), at + len(word)
+        assert torch.equal(row[at:], before[at:])
+    assert 0.35 < hidden / sum(map(len, words)) < 0.45
+
+
+def test_altered_sentences_are_turned_at_a_word(spelled):
+    x, u, begins, words = spelled
+    y = data.altered(x, begins, u, runtime.Config(OFF | {'turn_words': 1.0}))
+    cuts = set()
+    for row, sentence in zip(y, words):
+        said = words_of(row, begins)
+        turns = [sentence[k:] + sentence[:k] for k in range(len(sentence))]
+        assert said in turns
+        cuts.add((len(sentence), turns.index(said)))
+    assert len({k for n, k in cuts if n == 9}) > 2, 'at different words'
+    some = data.altered(x, begins, u, runtime.Config(OFF | {'turn_words': 0.3}))
+    same = (some == x).all(1)
+    assert torch.equal(some[~same], y[~same]) and 0.1 < (~same).float().mean() < 0.4
+
+
+def test_altered_is_a_function_of_its_numbers_row_by_row(spelled):
+    x, u, begins, words = spelled
+    assert torch.equal(data.altered(x, begins, u, runtime.Config(OFF)), x), 'off: nothing changes'
+    config = runtime.Config(drop_words=0.3, mask_words=0.2, turn_words=0.5)
+    y = data.altered(x, begins, u, config)
+    assert (y != x).any(1).sum() > 30 and ((y == EOS).sum(1) == 1).all()
+    assert torch.equal(y, data.altered(x, begins, u, config))
+    assert torch.equal(y[7:9], data.altered(x[7:9], begins, u[7:9], config)), 'whatever the others are'
+    assert torch.equal(y[:, :28], data.altered(x[:, :28], begins, u, config)), 'and how much padding there is'
+    nested = data.altered(x.view(4, 5, 2, 30), begins, u.view(4, 5, 2, 32), config)
+    assert torch.equal(nested.view(40, 30), y)
+
+
+@pytest.mark.parametrize('off', [None, *OFF])
+def test_altered_sentences_have_no_gaps_whatever_is_on(spelled, off):
+    x, u, begins, words = spelled
+    config = runtime.Config({'drop_words': 0.4, 'mask_words': 0.3, 'turn_words': 0.7} | ({off: 0.0} if off else {}))
+    for row, sentence in zip(data.altered(x, begins, u, config), words):
+        said = Counter(itertools.chain(*words_of(row, begins)))
+        assert said and said - Counter({BOS: said[BOS]}) <= Counter(itertools.chain(*sentence))
+
+
+def test_a_sentence_said_in_one_way_only_is_seen_again_altered(here):
+    """The second view of it, in a corpus of one's own; one that is said in several ways, and the built-in grammar's,
+    stay as they are. Drawn alike on every rank."""
+    Path('c.jsonl').write_text('\n'.join(map(json.dumps, family_rows())))
+    text = data.load(CONFIG | {'corpus': 'c.jsonl'})
+    train = text.splits['train']
+    config = runtime.Config(SETTINGS | OFF | {'drop_words': 0.3, 'leave_out': ''})
+    scenes, variants, views, valid = train.contrast_rows(config, 5)
+    plain = train.take(scenes[:, :, None], variants[:, :, None], views)
+    batch = train.contrast_batch(config, rank_of(), 5)
+    assert torch.equal(batch.x[:, :, 0], plain[:, :, 0])
+    alone = train.count[scenes, variants] == 1
+    assert alone.any() and not alone.all() and torch.equal((plain[:, :, 0] == plain[:, :, 1]).all(-1), alone)
+    assert torch.equal(batch.x[:, :, 1][~alone], plain[:, :, 1][~alone])
+    first, second = plain[:, :, 0][alone], batch.x[:, :, 1][alone]
+    for a, b in zip(first.tolist(), second.tolist()):
+        some, all_ = (text.tokenizer.decode(ids).split() for ids in (b, a))
+        assert some and is_subsequence(some, all_)
+    assert (first != second).any(1).float().mean() > 0.5
+    ranks = [train.contrast_batch(config, rank_of(rank, 2), 5).x for rank in range(2)]
+    assert torch.equal(padded(ranks), padded([batch.x]))
+    assert torch.equal(train.contrast_batch(runtime.Config(config | OFF), rank_of(), 5).x, plain)
+
+
+# ---- what is made of plain text -------------------------------------------------------------------------------------
+
+def test_edits_do_not_bring_held_out_sentences_into_training(here):
+    """Sentences of which one is often an edit of another."""
+    nouns = 'dogs cats cows goats hens owls crows foxes hares moles wolves bears'.split()
+    lines = [f'{n} {noun} sleep' for noun in nouns for n in english.COUNTED]
+    Path('c.txt').write_text('\n'.join(lines))
+    parts, families = read('c.txt', lambda line: None)
+    assert families == list(english.FAMILIES) and len(parts['val']) == 6
+    held_out = sentences_of(parts['val'])
+    assert {groups[0][0] for groups, *_ in parts['val']} <= set(lines) and len(held_out) > 12
+    assert not held_out & sentences_of(parts['train'])
+    made = {edit for line in lines
+            for edit in english.edits(line, random.Random(data.sentence_id(line)).random).values()}
+    assert made & {groups[0][0] for groups, *_ in parts['val']}, 'or this tests nothing'
+    kept = {groups[0][0] for groups, *_ in parts['train']}
+    assert kept == set(lines) - held_out and len(kept) < 54, 'what is an edit of a held-out one is not trained on'
+    assert read('c.txt', lambda line: None) == (parts, families), 'the same however often it is read'
+
+
+def test_synonyms_make_another_way_to_say_it_where_there_is_wordnet(here, monkeypatch):
+    (here / 'wordnet').mkdir()
+    for part, index, synset in (('noun', 'sofa couch', 'couch 0 sofa 0'), ('verb', '', ''), ('adj', '', ''),
+                                ('adv', '', '')):
+        (here / f'wordnet/index.{part}').write_text(''.join(f'{word} n 1 0 1 1 00000030  \n' for word in index.split()))
+        (here / f'wordnet/data.{part}').write_text(f'00000030 06 n 02 {synset} 000 | a seat  \n' if synset else '')
+    (here / 'wordnet/cntlist.rev').write_text('couch%1:06:00:: 1 9\nsofa%1:06:00:: 1 7\n')
+    monkeypatch.setattr(english, 'find_wordnet', lambda: here / 'wordnet')
+    Path('c.txt').write_text('\n'.join(f'{n} dogs sit on a couch' for n in range(2, 32)))
+    said = []
+    parts, families = read('c.txt', said.append)
+    assert said[0] == f'no counterfactuals in the file: a tagger makes some; synonyms from {here}/wordnet'
+    held_out = sentences_of(parts['val'])
+    for groups, *_ in parts['train'] + parts['val']:
+        assert groups[0][1:] == [groups[0][0].replace('couch', 'sofa')]
+    for groups, *_ in parts['val']:
+        for family, group in zip(families, groups[1:]):
+            assert not group or group == [group[0], group[0].replace('couch', 'sofa')], (family, group)
+    assert len(held_out) > 12 and not held_out & sentences_of(parts['train'])
+    rows = [{'original': line, 'counterfactuals': ['a cat naps on a couch'] * (not n)} for n, line in enumerate(GOOD)]
+    Path('c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    assert all(len(groups[0]) == 1 for groups, *_ in read('c.jsonl', said.append)[0]['val']), 'a file that brings some'
+
+
+SCRIPTS = [                    # a sentence, its plain form
+    ('लड़की ने {} किताबें पढ़ीं।', 'लड़की ने {} किताबें पढ़ीं'),
+    ('{} பூனை பாயில் அமர்ந்தது.', '{} பூனை பாயில் அமர்ந்தது'),
+    ('红色的球{}在桌子上。', '红色的球{}在桌子上'), ('القِطَّةُ {} على السجادة؟', 'القِطَّةُ {} على السجادة'),
+    ('แมว {} ตัวนั่งอยู่', 'แมว {} ตัวนั่งอยู่'), ('Кот {} сидел — на ковре!', 'кот {} сидел на ковре'),
+    ('🟥 A cube {} on 🔵🔵', 'a cube {} on'), ('The cafe\u0301 {} «кафе» の猫', 'the cafe\u0301 {} кафе の猫')]
+
+
+def test_a_corpus_of_any_script_keeps_its_words(here):
+    lines = [sentence.format(n) for sentence, _ in SCRIPTS for n in range(10, 20)]
+    plain = {data.sentence_id(line): line for line in (form.format(n) for _, form in SCRIPTS for n in range(10, 20))}
+    Path('c.txt').write_text('\n'.join([*lines, '🟥🔵', '؟ — 。']), encoding='utf-8')
+    said = []
+    parts, _ = read('c.txt', said.append)
+    assert bad_numbers(said[:2], 'c.txt') == [81, 82], 'no words'
+    text = data.load(CONFIG | {'corpus': 'c.txt', 'vocab_size': 600})
+    for split, total in (('train', 72), ('val', 8)):
+        corpus = text.splits[split]
+        assert len(parts[split]) == corpus.size == total
+        for meaning_id, ids in zip(corpus.meanings[:, 0].tolist(), corpus.fixed().tolist()):
+            assert text.tokenizer.decode(ids) == plain[meaning_id]
+            assert [i for i in ids if i != PAD] == text.tokenizer.encode(plain[meaning_id])
+    for ids in text.splits['train'].contrast_batch(runtime.Config(SETTINGS | OFF | {'drop_words': 0.5}), rank_of(),
+                                                   0).x.flatten(0, 2).tolist():
+        assert '\ufffd' not in text.tokenizer.decode(ids), 'no word is cut in the middle of a letter'
+
+
+def test_an_edit_keeps_the_words_of_other_scripts():
+    for line in ('a man from हिन्दी is here', 'two cats on a कुर्सी', 'a cafe\u0301 behind a house'):
+        edits = english.edits(line, random.Random(0).random)
+        others = [word for word in line.split() if not word.isascii()]
+        assert edits and all(set(others) <= set(edit.split()) for edit in edits.values()), edits
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
@@ -848,11 +1173,14 @@ def test_command_line_writes_jsonl_that_it_can_read(here):
         scene = parse(row['original'])
         assert len(scene.things) == 3 and all(graph_f1(scene, parse(p)) == 1 for p in row['paraphrases'])
         assert all(graph_f1(scene, parse(text)) < 1 for texts in row['counterfactuals'].values() for text in texts)
-    parts = {split: [*part] for split, part in data.read_corpus('x.jsonl', pytest.fail).items()}       # no bad line
+    parts, families = read('x.jsonl', pytest.fail)                                                     # no bad line
     assert {split: len(part) for split, part in parts.items()} == {'train': 45, 'val': 5}
-    read = [groups for part in parts.values() for groups, *_ in part]
-    swaps = sum('argument swap' in row['counterfactuals'] for row in rows)
-    assert all(len(groups[0]) == 4 for groups in read) and sum(len(groups[SWAP]) for groups in read) == swaps
+    by_original = {normalize(row['original']): row for row in rows}
+    assert sorted(families) == sorted(FAMILIES)
+    for groups, *_ in parts['train'] + parts['val']:
+        row = by_original[groups[0][0]]
+        assert groups == [[*dict.fromkeys([row['original'], *row['paraphrases']])],
+                          *(row['counterfactuals'].get(family, []) for family in families)]
 
 
 def test_command_line_refuses_an_unknown_key(here):

@@ -230,7 +230,8 @@ def test_no_word_belongs_to_two_classes():
     ('A red cube, on a blue ball!', 'a red cube on a blue ball'),
     ('An orange disc is under AN azure ball', 'a orange disc is under a azure ball'),
     ('"a red_cube"; (on) a: blue-ball?', 'a red cube on a blue ball'),
-    ('Ünïcödé 2 ÉTÉ', 'ünïcödé 2 été'), ('banana an', 'banana a'), (' .,! ', ''), ('', '')])
+    ('Ünïcödé 2 ÉTÉ', 'ünïcödé 2 été'), ('हिन्दी में, लिखो।', 'हिन्दी में लिखो'), ('a cafe\u0301!', 'a cafe\u0301'),
+    ('I \u2764\ufe0f you', 'i you'), ('banana an', 'banana a'), (' .,! ', ''), ('', '')])
 def test_normalize(typed, plain):
     assert normalize(typed) == plain == normalize(plain)
 

@@ -1,5 +1,6 @@
 """Tests of the losses that the phases define, against what one works out by hand; of what a batch of P2 is made of; and
 that a step at full size reaches every parameter."""
+import json
 import math
 import re
 from contextlib import nullcontext
@@ -21,7 +22,6 @@ import p5_roundtrip
 import p6_diffusion
 import priors
 import runtime
-from grammar import VARIANTS
 from model import BOS, CONTROLS, PARA, TextDecoder, build
 
 
@@ -42,7 +42,7 @@ FULL = runtime.Config(p1_canvas.config | p2_contrast.config | p3_jitter.config |
 def batch_of(meanings, valid=None, rows=None, **columns):
     """A batch (data.Batch) of scenes with these meanings (N, K), which a test of losses asks nothing else of."""
     valid = torch.ones_like(meanings, dtype=torch.bool) if valid is None else valid
-    batch = {'x': None, 'index': torch.arange(len(meanings)), 'variants': torch.zeros_like(meanings)} | columns
+    batch = {'x': None, 'index': torch.arange(len(meanings)), 'swaps': torch.zeros_like(valid)} | columns
     return data.Batch(meanings=meanings, valid=valid, rows=slice(0, len(meanings)) if rows is None else rows, **batch)
 
 
@@ -155,6 +155,47 @@ def test_reconstruction_does_not_depend_on_padding_or_on_how_the_batch_is_cut():
     assert torch.allclose(two, torch.stack((whole, p1_canvas.reconstruction(decoder, V, None, x.flip(0), PARA))))
 
 
+def some_sentences(B=12, T=9, vocabulary=50):
+    """Sentences (B, T) of 1 to T tokens, the last of them EOS."""
+    x = torch.randint(data.SPECIALS, vocabulary, (B, T))
+    for n, row in enumerate(x):
+        end = n % T
+        row[end], row[end + 1:] = data.EOS, data.PAD
+    return x
+
+
+def test_join_is_what_a_loop_does():
+    x = some_sentences()
+    sentences = [[i for i in row if i != data.PAD] for row in x.tolist()]
+    for share, longest in ((1.0, 64), (0.5, 64), (0.5, 9), (0.3, 11), (1.0, 13), (0.01, 18)):
+        expected = []
+        for n, sentence in enumerate(sentences):
+            whole = sentence[:-1] + sentences[(n + 1) % 12] if n < share * 12 else sentence
+            expected.append(whole if len(whole) <= longest else whole[:longest - 1] + [data.EOS])
+        y = p1_canvas.join(x, share, longest)
+        assert y.dtype == x.dtype and len(y) == 12 and y.shape[1] <= longest
+        for row, sentence in zip(y.tolist(), expected):
+            assert row == sentence + [data.PAD] * (y.shape[1] - len(sentence)), (share, longest)
+    alone = p1_canvas.join(x, 0.0, 64)
+    assert torch.equal(alone[:, :9], x) and not alone[:, 9:].any()
+
+
+def test_replace_tokens_leaves_ends_and_padding():
+    x, seen = some_sentences(B=400), set()
+    words = x >= data.SPECIALS
+    for share in (0.0, 0.2, 1.0):
+        y = p1_canvas.replace_tokens(x, share, 200, torch.Generator().manual_seed(3))
+        assert y.dtype == x.dtype and torch.equal(y[~words], x[~words])
+        changed = y[words] != x[words]
+        assert changed.float().mean().item() == pytest.approx(share, abs=0.02)
+        assert data.SPECIALS <= y[words].min() and y[words].max() < 200
+        seen |= set(y[words].tolist())
+        again = p1_canvas.replace_tokens(x, share, 200, torch.Generator().manual_seed(3))
+        assert torch.equal(y, again), 'the same on every rank'
+    assert seen == set(range(data.SPECIALS, 200)), 'by any token'
+    assert torch.equal(x, x.clone()) and x.max() < 50, 'in a copy'
+
+
 # ---- P2 -------------------------------------------------------------------------------------------------------------
 
 MEANINGS = torch.tensor([[7, 8, 9], [8, 5, 7], [4, 4, 6]])    # scene 1 is scene 0's first counterfactual, and so on
@@ -223,24 +264,22 @@ def test_pulling_the_free_paraphrase_does_not_move_the_canonical_rows():
 
 def test_swaps_beaten():
     east, north, west = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    colour, swap, attribute = (VARIANTS.index(name) for name in ('colour', 'argument swap', 'attribute swap'))
     Z = torch.stack([torch.stack(views).view(2, 2, 2) for views in (                # (scene, paraphrase, swap, its own)
         (east, east, west, west),                                                   # both find their own
         (east, north, north, east),                                                 # neither does
         (east, east, north, west),                                                  # the scene does, the swap does not
         (west, east, east, west))])                                                 # not a swap: does not count
-    variants = torch.tensor([[0, swap], [0, attribute], [0, swap], [0, colour]])
-    valid = torch.ones(4, 2, dtype=torch.bool)
+    swaps = torch.tensor([[False, True], [False, True], [False, True], [False, False]])
 
-    def share(Z, valid, **view):
-        return p2_contrast.swaps_beaten(Z, batch_of(variants * 0, valid, variants=variants), **view)
+    def share(Z, swaps, **view):
+        return p2_contrast.swaps_beaten(Z, batch_of(swaps.long(), swaps=swaps), **view)
 
-    assert share(Z, valid).item() == pytest.approx(3 / 6)
-    valid[1, 1] = False
-    assert share(Z, valid).item() == pytest.approx(3 / 4)
-    assert share(Z, torch.zeros_like(valid)).isnan(), 'no swap, no verdict'
+    assert share(Z, swaps).item() == pytest.approx(3 / 6)
+    swaps[1, 1] = False
+    assert share(Z, swaps).item() == pytest.approx(3 / 4)
+    assert share(Z, torch.zeros_like(swaps)).isnan(), 'no swap, no verdict'
     free = torch.cat((Z, Z[:, :, 1:].roll(1, 1)), dim=2)      # the third view, here each other's sentence
-    assert share(free, valid, view=2) == 0
+    assert share(free, swaps, view=2) == 0
 
 
 def test_contrastive_backward_in_parts_has_the_gradient_of_the_whole_batch():
@@ -379,6 +418,23 @@ def test_mined_pairs_are_the_scenes_that_z_confuses(corpus):
     assert torch.equal(scenes[12:], corpus.contrast_rows(settings, 5)[0][12:, 0])
 
 
+def test_tf_idf_is_of_words_however_they_are_cut_into_tokens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{'original': f'the {a} chased a {b}', 'paraphrases': [f'a {b} was chased by the {a}'],
+             'counterfactuals': {'who': [f'the {b} chased a {a}']}}
+            for a in ('cat', 'dog', 'hen', 'owl', 'ox', 'pig') for b in ('mouse', 'worm', 'fly', 'bee', 'ant')]
+    (tmp_path / 'c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    found = {}
+    for vocab_size in (260, 1024):
+        text = data.load(p1_canvas.config | {'corpus': 'c.jsonl', 'vocab_size': vocab_size})
+        found[vocab_size] = p2_contrast.baselines(text, text.splits['train'])
+        assert found[vocab_size].keys() == {'bag of tokens', 'TF-IDF'}
+    small, large = found[260], found[1024]
+    assert small['TF-IDF'] == pytest.approx(large['TF-IDF']) and small['TF-IDF']['r1'] > 0.9, 'two rare words of it'
+    assert small['bag of tokens'] != pytest.approx(large['bag of tokens'])
+    assert small['TF-IDF']['gap_who'] < 1e-6, 'it does not know who chases whom'
+
+
 def test_nothing_is_mined_in_a_corpus_of_ones_own():
     assert p2_contrast.mine_pairs(None, SimpleNamespace(canonical=0), None) is None
 
@@ -436,8 +492,13 @@ def test_reading_losses_share_the_decoder_between_again_and_in_other_words():
 
 def test_paraphrase_metrics():
     original = 'a red cube is on a blue ball'
-    m = p5_roundtrip.paraphrase_metrics([original, 'nothing of that'], [original] * 2, [1.0, 0.5])
+    m = p5_roundtrip.paraphrase_metrics([original, 'nothing of that'], [original] * 2, [1.0, 0.5], True)
     assert (m['rouge_l'], m['cosine'], m['distinct'], m['graph_exact']) == (0.5, 0.75, 0.5, 0.5)
+    originals = ['two red cubes', 'two red cubes', 'no dog', 'a dog', 'a cat']
+    said = ['crimson cubes two', 'three red cubes', 'no cat', 'not a dog', 'a cow']
+    m = p5_roundtrip.paraphrase_metrics(said, originals, [0.5] * 5, False)
+    assert (m['same_numbers'], m['same_colours'], m['same_negation']) == (0.5, 1.0, 0.5)
+    assert not any(name.startswith(('graph', 'unreadable')) for name in m), 'there is no checker for it'
 
 
 def test_copied_marks_the_tokens_that_complete_an_n_gram():

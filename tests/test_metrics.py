@@ -72,16 +72,20 @@ def test_retrieval_metrics():
     rivals[4, 4], valid[4, 4] = 0.7, False                    # would be by a swap, but has none
     negatives = torch.zeros(6, len(FAMILIES), 6)
     negatives[torch.arange(6), :, torch.arange(6)] = rivals
-    m = metrics.retrieval_metrics(torch.eye(6), similarity.T, negatives, valid)
+    m = metrics.retrieval_metrics(torch.eye(6), similarity.T, negatives, valid, FAMILIES)
     assert m['r1'] == pytest.approx(4 / 6) and m['r5'] == pytest.approx(5 / 6) and m['r1_hard'] == pytest.approx(3 / 6)
     assert m['paraphrase_cosine'] == pytest.approx(0.5)
     assert m['gap_colour'] == pytest.approx((5 * 0.3 - 0.2) / 6) and m['wins_colour'] == pytest.approx(5 / 6)
     assert m['gap_argument swap'] == pytest.approx(0.3) and m['wins_argument swap'] == 1
     assert m['gap'] == pytest.approx((34 * 0.3 - 0.2) / 35)
     assert {f'{kind}_{family}' for kind in ('gap', 'wins') for family in FAMILIES} <= m.keys()
-    tied = metrics.retrieval_metrics(torch.ones(6, 1), torch.ones(6, 1), torch.ones(6, 6, 1), valid & False)
+    tied = metrics.retrieval_metrics(torch.ones(6, 1), torch.ones(6, 1), torch.ones(6, 6, 1), valid & False, FAMILIES)
     assert tied['r1'] == tied['r5'] == tied['gap'] == 0, 'a collapsed z finds nothing'
     assert not any(name.startswith(('gap_', 'wins_')) for name in tied)
+    own = metrics.retrieval_metrics(torch.eye(6), similarity.T, negatives[:, [4, 0]], valid[:, [4, 0]], ('mood', 'ton'))
+    assert {name for name in own if '_' in name} - {'r1_hard', 'paraphrase_cosine', 'paraphrase_distance'} == {
+        'gap_mood', 'wins_mood', 'gap_ton', 'wins_ton'}, 'families have the names that they are given'
+    assert own['gap_mood'] == m['gap_argument swap'] and own['wins_ton'] == m['wins_colour']
 
 
 def test_semantic_metrics_of_a_split_and_the_table_of_all(nets, text):
@@ -96,7 +100,7 @@ def test_semantic_metrics_of_a_split_and_the_table_of_all(nets, text):
     assert seen == [(50,), (50,), (50 * len(FAMILIES),)], 'sentences, their paraphrases, their counterfactuals'
     query, positive, negatives, valid = val.retrieval_pool(50)
     z = [nets['readout'](nets['encoder'](part)).detach() for part in (query, positive, negatives.flatten(0, 1))]
-    expected = metrics.retrieval_metrics(z[0], z[1], z[2].view(50, len(FAMILIES), -1), valid)
+    expected = metrics.retrieval_metrics(z[0], z[1], z[2].view(50, len(FAMILIES), -1), valid, FAMILIES)
     assert m.keys() == expected.keys() and m == pytest.approx(expected, abs=1e-5)
     everything = metrics.semantic_metrics(lambda x: metrics.embed(nets, x, nullcontext), val)        # 64 scenes
     head, *rows = metrics.held_out_table(nets, text.splits, nullcontext).splitlines()
@@ -233,11 +237,17 @@ def test_attention_maps_are_what_the_decoder_looks_at(nets, text):
 
 def test_canvas_arrays_show_the_sixteen_sentences(nets, text):
     V = torch.randn(8, 6, 16, 16)
-    arrays = metrics.canvas_arrays(nets['encoder'], V, text.tokenizer, nullcontext)
+    arrays = metrics.canvas_arrays(nets['encoder'], V, text, nullcontext)
     assert arrays['montage'].shape == (16, 6, 16, 16) and arrays['titles'] == list(EVAL_SENTENCES)
     for n in (0, 15):
         alone = nets['encoder'](torch.tensor([text.tokenizer.encode(EVAL_SENTENCES[n])])).detach()
         torch.testing.assert_close(arrays['montage'][n:n + 1], alone, atol=1e-4, rtol=1e-4)
+    val = text.splits['val']
+    arrays = metrics.canvas_arrays(nets['encoder'], V, text._replace(checked=False), nullcontext)
+    titles = [text.tokenizer.decode(row) for row in val.fixed(16).tolist()]
+    assert arrays['titles'] == titles != list(EVAL_SENTENCES), 'in a corpus of your own its first held-out ones'
+    torch.testing.assert_close(arrays['montage'], nets['encoder'](val.fixed(16)).detach(), atol=1e-4, rtol=1e-4)
+
 
 def test_shuffle_canvas_keeps_the_pixels_and_loses_their_places():
     V = torch.randn(3, 2, 4, 4)
@@ -296,15 +306,32 @@ GOOD_MEANING |= {f'{kind}_{f}': value for kind, value in (('gap', 0.25), ('wins'
 def test_semantic_gate():
     good = GOOD_MEANING
     base = {'TF-IDF': dict.fromkeys(good, 0.125)}
-    criteria = metrics.semantic_gate(good, base)
+    criteria = metrics.semantic_gate(good, base, True)
     assert len(criteria) == 4 + 2 * len(FAMILIES) and not failing(criteria)
     assert all(row[4] == 'TF-IDF 0.12' for row in criteria)
     names = ['r1', 'r5', 'r1_hard', 'gap', *(f'{kind}_{f}' for f in FAMILIES for kind in ('gap', 'wins'))]
     for i, name in enumerate(names):
         for value in (good[name] - 0.01, math.nan):
-            assert failing(metrics.semantic_gate(good | {name: value}, base)) == [i]
+            assert failing(metrics.semantic_gate(good | {name: value}, base, True)) == [i]
     few = {name: value for name, value in good.items() if not name.endswith('swap')}
-    assert len(metrics.semantic_gate(few, base)) == len(criteria) - 4, 'a corpus may lack families'
+    assert len(metrics.semantic_gate(few, base, True)) == len(criteria) - 4, 'a corpus may lack families'
+
+
+def test_semantic_gate_of_a_corpus_of_ones_own():
+    """More than TF-IDF finds, and the families that it has, by whatever name."""
+    m = {'r1': 0.31, 'r5': 0.0, 'r1_hard': 0.0, 'gap': 0.0, 'gap_mood': 0.01, 'wins_mood': 0.90, 'gap_ton': 0.01,
+         'wins_ton': 0.95}
+    base = {'bag of tokens': {'r1': 0.5, 'wins_mood': 0.25, 'wins_ton': 0.5},
+            'TF-IDF': {'r1': 0.30, 'wins_mood': 0.125, 'wins_ton': 0.5}}
+    criteria = metrics.semantic_gate(m, base, False)
+    assert [(name, target) for name, target, *_ in criteria] == [
+        ('R@1, above TF-IDF +', '> 0.300'), ('wins, mood +', '>= 0.90'), ('wins, ton +', '>= 0.90')]
+    assert not failing(criteria) and [row[2] for row in criteria] == [0.31, 0.90, 0.95]
+    assert criteria[0][4] == 'bag of tokens 0.50, TF-IDF 0.30' and criteria[1][4] == 'bag of tokens 0.25, TF-IDF 0.12'
+    for i, (name, value) in enumerate((('r1', 0.30), ('wins_mood', 0.89), ('wins_ton', math.nan))):
+        assert failing(metrics.semantic_gate(m | {name: value}, base, False)) == [i]
+    del m['wins_ton'], m['gap_ton']
+    assert len(metrics.semantic_gate(m, base, False)) == 2
 
 
 def test_shift_gate_and_reading_gate():
@@ -334,16 +361,33 @@ def test_later_gates():
          'cells_function': 4.0, 'graph_exact': 0.85, 'graph_f1': 0.9, 'unreadable': 0.0}
     tables = {'decoder': m, 'no canvas': m}
     assert not failing(p4_decoder.gate(m, tables, True))
-    own = m | {'accuracy': 0.9}                # your sentences: any token counts
-    assert len(p4_decoder.gate(own, tables, False)) == 2 and not failing(p4_decoder.gate(own, tables, False))
-    assert failing(p4_decoder.gate(own | {'accuracy': 0.89, 'shuffle_ce_rise': 0.2}, tables, False)) == [0, 1]
+    asked = {f'{key}_{row}': least for row, leasts in p4_decoder.LENGTHS.items()
+             for key, least in zip(('exact', 'bleu4'), leasts)}
+    own = m | asked | {'accuracy': 0.9, 'sentence_exact': 0.5}        # your sentences: any token counts, and how long
+    beside = {'decoder': own, 'no canvas': own}
+    criteria = p4_decoder.gate(own, beside, False)
+    assert len(criteria) == 2 + len(asked) and not failing(criteria)
+    assert failing(p4_decoder.gate(own | {'accuracy': 0.89, 'shuffle_ce_rise': 0.2}, beside, False)) == [0, 1]
+    for i, (name, least) in enumerate(asked.items(), start=2):
+        assert failing(p4_decoder.gate(own | {name: least - 0.01}, beside, False)) == [i]
+        alone = {key: value for key, value in own.items() if key != name}
+        assert len(p4_decoder.gate(alone, beside, False)) == len(criteria) - 1, 'none of that length is held out'
     assert failing(p4_decoder.gate(m | {'cells_content': 4.0, 'graph_exact': 0.84}, tables, True)) == [3, 4]
 
     m |= GOOD_MEANING | {'jitter_cosine': 0.9}
     ways = {'best of k': {'graph_f1': 0.85, 'rouge_l': 0.55, 'cosine': 0.9}}
     criteria = p5_roundtrip.gate(ways, m, [GOOD_CANVAS] * 3, True)
-    own = p5_roundtrip.gate(ways, m | {'accuracy': 0.8}, [GOOD_CANVAS] * 3, False)
-    assert not failing(criteria) and len(own) == len(criteria) - 1 and failing(own) == [len(own) - 2]
+    assert not failing(criteria)
+    same = {f'same_{name}': 0.9 for name in ('numbers', 'colours', 'negation')}
+    own = m | {'accuracy': 0.9, 'r1_tfidf': 0.59}
+    ways_own = {'best of k': ways['best of k'] | same}
+    names = [row[0] for row in p5_roundtrip.gate(ways_own, own, [GOOD_CANVAS] * 3, False)]
+    assert [name.split(',')[0] for name in names[:3]] == ['same numbers', 'same colours', 'same negation']
+    assert len(names) == 3 + 2 + 8 + (1 + len(FAMILIES)) + 1 + 2 and not any('Graph F1' in name for name in names)
+    for way, worse, at in ((same, {'r1_tfidf': 0.6}, 5 + 8), (same, {'accuracy': 0.8}, len(names) - 2),
+                           (same | {'same_colours': 0.89}, {}, 1), (same, {'wins_count': 0.89}, 5 + 8 + 1 + 3)):
+        ways_own = {'best of k': ways['best of k'] | way}
+        assert failing(p5_roundtrip.gate(ways_own, own | worse, [GOOD_CANVAS] * 3, False)) == [at], (way, worse)
     ways = {'best of k': {'graph_f1': 0.84, 'rouge_l': 0.56, 'cosine': 0.89}}
     assert failing(p5_roundtrip.gate(ways, m | {'r1': 0.5}, [GOOD_CANVAS] * 3, True)) == [0, 1, 2, 3 + 8]
 

@@ -26,6 +26,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 import data
+import english
 import grammar
 import p2_contrast
 import p5_roundtrip
@@ -117,8 +118,9 @@ def chain(small):
 
 @pytest.fixture
 def here(chain, monkeypatch):
-    """Works in the folder of the chain, without figures."""
+    """Works in the folder of the chain, without figures and without WordNet."""
     monkeypatch.chdir(chain.folder)
+    monkeypatch.setattr(english, 'find_wordnet', lambda: None)
     monkeypatch.setattr(data, 'HELD_OUT_SIZE', 64)
     for name in ('evaluation', 'trends', 'samples_table'):
         monkeypatch.setattr(plot, name, lambda *_: None)
@@ -597,7 +599,8 @@ def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase, more):
 
 # Fewer rows for priors and reading than the batch has, so that it matters which ones. Untrained decoders say no four
 # tokens of the input in a row, but one (P6 looks for four, as its P5 did: its copy term would be 0 whatever is done).
-RANKS = {'p1': ['--batch_size=8', '--prior_gate=0.0', '--prior_ramp=1', '--prior_samples=4'],
+RANKS = {'p1': ['--batch_size=8', '--prior_gate=0.0', '--prior_ramp=1', '--prior_samples=4', '--joined=0.4',
+                '--random_tokens=0.2'],
          'p2': ['--batch_size=8', '--rec_samples=24', '--prior_samples=16'],
          'p3': ['--batch_size=8', '--rec_samples=16', '--prior_samples=4'],
          'p4': ['--batch_size=8'],
@@ -762,7 +765,9 @@ def test_a_corpus_of_one_s_own(here, capsys, name):
     run(tiny('p1', folder / 'p1', f'--corpus={name}'))
     out = capsys.readouterr().out
     assert f'bad line left out: {name}:42: ' in out and (f'{name}:43: ' in out) == name.endswith('.jsonl')
-    run(tiny('p2', folder / 'p2', init_from=folder / 'p1/ckpt.pt'))
+    assert ('a tagger makes some' in out) == name.endswith('.txt')
+    run(tiny('p2', folder / 'p2', '--drop_words=0.2', '--mask_words=0.1', '--turn_words=0.5',
+             init_from=folder / 'p1/ckpt.pt'))
     checkpoint = load(folder / 'p2')
     assert checkpoint['config']['corpus'] == name and len(trained(folder / 'p2', 'nce')) == 2
     assert all(math.isfinite(checkpoint['metrics'][key]) for key in ('r1', 'r5', 'paraphrase_cosine', 'rec_ce'))
@@ -770,11 +775,25 @@ def test_a_corpus_of_one_s_own(here, capsys, name):
     stage, = p2_contrast.curriculum(config, data.load(config).splits['train'])
     assert config.staged and stage.form == 'any', 'without canonical forms there are no stages'
     assert checkpoint['state']['stage'] == 0
+    families = {'own.txt': english.FAMILIES, 'own.jsonl': ('counterfactual 1', 'colour', 'mood')}[name]
+    measured = [family for family in families if f'wins_{family}' in checkpoint['metrics']]
+    first, *others = [row['name'] for row in json.loads((folder / 'p2/gate.json').read_text())['criteria']]
+    assert first == 'R@1, above TF-IDF +' and measured and len(others) == len(measured) + 8, '8 of the canvas'
+    assert others[:len(measured)] == [f'wins, {family} +' for family in measured], 'the families of the corpus'
     if name.endswith('.jsonl'):
         for phase in PHASES[2:]:
             run(tiny(phase, folder / phase, init_from=folder / f'p{int(phase[1]) - 1}/ckpt.pt'))
             criteria = json.loads((folder / phase / 'gate.json').read_text())['criteria']
             assert criteria and not any('Graph F1' in row['name'] for row in criteria), 'there is no checker for it'
+
+
+def test_p1_learns_from_sentences_of_any_script(here):
+    """Long ones are cut, joined and spoilt on the way."""
+    lines = ('लड़की ने {} किताबें पढ़ीं।', '红色的球{}在桌子上。', 'القطة {} على السجادة؟', 'Кот {} сидел на ковре!',
+             '🟥 cube {} 🔵')
+    Path('scripts.txt').write_text('\n'.join(line.format(n) for line in lines for n in range(10, 20)), encoding='utf-8')
+    run(tiny('p1', 'own/scripts', '--corpus=scripts.txt', '--max_length=16', '--joined=0.5', '--random_tokens=0.2'))
+    assert len(trained('own/scripts', 'rec')) == 2 and load('own/scripts')['metrics']['rec_ce'] > 0
 
 
 def test_a_control_of_p6(here, capsys):
@@ -843,14 +862,16 @@ def test_encode_is_the_convention_of_embedding_benchmarks(model):
 
 def test_nearest_counterfactuals_differ_in_one_thing():
     sentence = 'two red cubes are under a blue ball'
-    found = sample.counterfactuals(sentence, random.Random(0).random)
+    found = sample.counterfactuals(sentence, random.Random(0).random, True)
     assert {family for family, _ in found} == set(grammar.FAMILIES) and len(found) > 30
     assert len({other for _, other in found}) == len(found)
     for family, other in found:
         if family == 'colour':      # the other words stay as they are
             assert sum(a != b for a, b in zip(other.split(), sentence.split(), strict=True)) == 1, other
     assert all(grammar.meaning(grammar.parse(other)) != grammar.meaning(grammar.parse(sentence)) for _, other in found)
-    assert sample.counterfactuals('nobody was there', random.random) == []
+    assert sample.counterfactuals('nobody was there', random.random, True) == []
+    found = sample.counterfactuals('A man is holding a dog.', random.Random(0).random, False)
+    assert dict(found)['argument swap'] == 'a dog is holding a man', 'of ordinary English'
 
 
 def test_encode_wants_a_list(model):

@@ -296,13 +296,15 @@ def test_command_line_stops_with_status_2(tmp_path):
 # What a setting must be at least, and at most.
 LEAST = dict.fromkeys((
     'max_steps', 'warmup_steps', 'learning_rate', 'weight_decay', 'dropout', 'dec_dropout', 'ema_decay', 'top_p',
-    'jitter_prob', 'paraphrase_share', 'slots', 'max_shift', 'cutout', 'negatives'), 0) | dict.fromkeys((
+    'jitter_prob', 'paraphrase_share', 'slots', 'max_shift', 'cutout', 'negatives', 'random_tokens', 'joined',
+    'drop_words', 'mask_words', 'turn_words'), 0) | dict.fromkeys((
         'batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every', 'prior_samples', 'rec_samples',
         'dec_samples', 'generated', 'best_of_k', 'paraphrases', 'num_scenes', 'query_grid', 'patch', 'layers', 'heads',
         'hidden', 'cross_layers', 'cross_hidden', 'rec_layers', 'z_dim', 'readout_hidden', 'dec_layers', 'dec_heads',
         'dec_hidden', 'unet_batch', 'prior_rows', 'sample_steps', 'drawn'), 1) | {'channels': 2}
-MOST = dict.fromkeys(('dropout', 'dec_dropout', 'ema_decay', 'top_p', 'jitter_prob', 'paraphrase_share'), 1) | {
-    'negatives': 6}
+MOST = dict.fromkeys((
+    'dropout', 'dec_dropout', 'ema_decay', 'top_p', 'jitter_prob', 'paraphrase_share', 'random_tokens', 'joined',
+    'drop_words', 'mask_words', 'turn_words'), 1) | {'negatives': 6}
 
 
 def test_the_comments_of_the_phases_bound_their_settings():

@@ -155,8 +155,8 @@ def pack_sentences(config, scenes):
     """The sentences of the map: those of the montage, then two of each of the first held-out scenes, one in canonical
     and one in free words (of a corpus of one's own: its held-out lines)."""
     if config.corpus:
-        rows = data.read_corpus(config.corpus)['val']
-        return list(dict.fromkeys(line for groups, *_ in rows for group in groups for line in group))[:2 * scenes]
+        parts, _ = data.read_corpus(config.corpus)
+        return list(dict.fromkeys(line for groups, *_ in parts['val'] for line in groups[0]))[:2 * scenes]
     rows = data.render_split('val', data.scenes_of('val', scenes, config.complexity, config.data_seed),
                              config.data_seed)
     rendered = (groups[0][k] for groups, *_ in rows for k in (0, data.CANONICAL_RENDERINGS))
