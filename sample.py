@@ -2,7 +2,6 @@
 
     python sample.py --text="two red cubes are under a blue ball"          # paraphrases, counterfactuals, a figure
     python sample.py --text="a red cube is on a ball" --text2="..."        # cosine, and a walk between the canvases
-    python sample.py --model=english --text="she put the slippers under the bed"
     python sample.py --interactive=true                                    # the same for every line typed
     python sample.py --draw=8 --init_from=out/p6/ckpt.pt                   # sentences read in canvases drawn from noise
     python sample.py --embed=sentences.txt --out=z.npy                     # (lines, 256) float32 of unit norm
@@ -29,7 +28,6 @@ import runtime
 from model import BOS, PARA, build
 
 init_from = ''            # a checkpoint of P5 or P6; '' is the newest in out/, or else the model that comes with this
-model = ''                # instead of init_from: 'english' is the model of ordinary sentences that comes with this
 text = ''                 # a sentence
 text2 = ''                # another one, to compare it with
 interactive = False       # ask for sentences until an empty line
@@ -330,24 +328,21 @@ def main():
         runtime.fail(f'--top_p={top_p} --walk={walk}: expects more than 0 and at most 1; at least 2 canvases')
     if embed and not Path(embed).is_file():
         runtime.fail(f'--embed={embed}: no such file')
-    if model and init_from:
-        runtime.fail(f'--model={model} --init_from={init_from}: one of them is enough')
-    shipped = Path(__file__).parent / 'pretrained' / model / 'model.pt' if model else ''
-    canvases = TextCanvas(shipped or init_from, device, dtype)
-    print(f'model        {shown(canvases.path)} ({canvases.phase.upper()}, step {canvases.step})')
+    model = TextCanvas(init_from, device, dtype)
+    print(f'model        {shown(model.path)} ({model.phase.upper()}, step {model.step})')
     generator = torch.Generator().manual_seed(seed)
     if not embed:
         torch.set_num_threads(1)                           # a sentence or two: threads mostly wait for one another
     if embed:
-        embed_file(canvases, embed, out, canvas)
+        embed_file(model, embed, out, canvas)
     if draw:
-        if not canvases.has_prior:
-            runtime.fail(f'{shown(canvases.path)} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
-        draw_canvases(canvases, draw, generator)
+        if not model.has_prior:
+            runtime.fail(f'{shown(model.path)} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
+        draw_canvases(model, draw, generator)
     if text:
-        describe(canvases, text, generator)
+        describe(model, text, generator)
         if text2:
-            compare(canvases, grammar.normalize(text), grammar.normalize(text2))
+            compare(model, grammar.normalize(text), grammar.normalize(text2))
     while interactive:
         try:
             line = input('sentence> ')
@@ -358,7 +353,7 @@ def main():
             continue
         if not line.strip():
             break
-        describe(canvases, line, generator)
+        describe(model, line, generator)
 
 
 if __name__ == '__main__':
