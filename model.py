@@ -493,11 +493,11 @@ SIMILAR = 16        # sentences in a part: smaller ones save no time
 def similar_lengths(x):
     """Which of the sentences x (B, ..., T) go together: on a CPU, where most of a batch of English would be padding, up
     to four parts by length, a list of index tensors; elsewhere, and where a net is traced, all are one part."""
-    count = min(4, len(x) // SIMILAR)
-    if count < 2 or x.device.type != 'cpu' or torch.compiler.is_compiling():
+    # In this order: a net that is traced may not be asked for the size of its batch, or it would be for one size alone.
+    if x.device.type != 'cpu' or torch.compiler.is_compiling() or len(x) < 2 * SIMILAR:
         return [slice(None)]
     lengths = (x != PAD).sum(-1).reshape(len(x), -1).amax(1)
-    return [slice(None)] if lengths.min() == lengths.max() else list(lengths.argsort().chunk(count))
+    return [slice(None)] if lengths.min() == lengths.max() else list(lengths.argsort().chunk(min(4, len(x) // SIMILAR)))
 
 
 def trim(x):
