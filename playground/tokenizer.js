@@ -10,9 +10,9 @@ export const BOS = 1;
 export const EOS = 2;
 export const PARA = 3;
 
-// data.normalize: lower case, no punctuation, single spaces, "an" as "a".
+// grammar.normalize: lower case, no punctuation, single spaces, "an" as "a"; marks stay with their letters.
 export function normalize(text) {
-  const words = text.toLowerCase().split(/[^\p{L}\p{N}]+/u).filter(Boolean);
+  const words = text.toLowerCase().split(/[^\p{L}\p{N}\p{M}]+/u).filter((word) => /[\p{L}\p{N}]/u.test(word));
   return words.map((word) => (word === 'an' ? 'a' : word)).join(' ');
 }
 
