@@ -778,8 +778,9 @@ def test_a_corpus_of_one_s_own(here, capsys, name):
     families = {'own.txt': english.FAMILIES, 'own.jsonl': ('counterfactual 1', 'colour', 'mood')}[name]
     measured = [family for family in families if f'wins_{family}' in checkpoint['metrics']]
     names = [row['name'] for row in json.loads((folder / 'p2/gate.json').read_text())['criteria']]
-    assert measured and len(names) == len(measured) + 8, '8 of the canvas, and TF-IDF finds every sentence: no row for R@1'
-    assert names[:len(measured)] == [f'wins, {family} +' for family in measured], 'the families of the corpus'
+    assert measured and len(names) == 4 + 2 * len(measured) + 1 + 8, '8 of the canvas'
+    assert names[4:-9] == [f'{kind}, {family} +' for family in measured for kind in ('gap', 'wins')]
+    assert names[-9] == 'R@1, above TF-IDF +'
     if name.endswith('.jsonl'):
         for phase in PHASES[2:]:
             run(tiny(phase, folder / phase, init_from=folder / f'p{int(phase[1]) - 1}/ckpt.pt'))
