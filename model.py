@@ -1,6 +1,9 @@
 """The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits), UNet
 (V_t, t -> noise). build() makes them from a run's settings.
 
+A canvas has two scales. Its lowest frequencies are one sketch of the whole sentence, and all that z sees: what is said.
+The rest is painted cell by cell from the tokens, and read back in their order: how it is said.
+
 Shapes: x (B, T) token ids, 0 is padding; V (B, C, H, W) the canvas; z (B, E) unit vectors.
 """
 from functools import partial
@@ -29,15 +32,30 @@ def rope(q, turn):
     return torch.addcmul(q * cos, q.roll(q.shape[-1] // 2, -1), sin)             # rolled: the partner of each
 
 
-def attend(q, k, v, mask=None, dropout=0.0, maps=False):
-    """softmax(q kᵀ / √d) v -> (output, weights or None). mask (broadcastable, bool) is True where attention may go.
+def alignment(heads, queries, keys):
+    """Bias on the scores of cross-attention between two readings of one page: half of the heads begin with what stands
+    at the same place, the others look anywhere (ALiBi, Press et al. 2022, whose slopes are gentler). Without it, which
+    cell holds which token is found by chance, late, and for the lengths of the corpus only (docs/LOG.md).
+    Places queries (Tq,) and keys (Tk,) -> (heads, Tq, Tk) float32."""
+    half = heads // 2
+    slopes = F.pad(4 * 0.5 ** torch.arange(half, device=keys.device, dtype=torch.float32), (0, heads - half))
+    return -slopes[:, None, None] * (queries[:, None] - keys).abs()
+
+
+def attend(q, k, v, mask=None, dropout=0.0, maps=False, bias=None):
+    """softmax(q kᵀ / √d + bias) v -> (output, weights or None). mask (broadcastable, bool) is True where attention may
+    go.
     q may have batch 1, queries that do not depend on the sample (a batched product copies them). On a CPU explicit
     products are half the time of the fused kernel's backward; on CUDA the fused kernel wins, unless the weights are
     asked for (maps)."""
     if q.is_cuda and not maps:
         q = q.expand(k.shape[0], -1, -1, -1)
+        if bias is not None:
+            mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -1e4)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                     # (B, heads, Tq, Tk)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
     if mask is not None:
         scores = scores.masked_fill(~mask, -1e4)                                 # finite: a row of padding stays finite
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
@@ -65,10 +83,10 @@ class Attention(nn.Module):
     def keys_values(self, source):
         return self.split(self.key(source)), self.split(self.value(source))
 
-    def forward(self, q, k, v, mask=None, maps=False):
+    def forward(self, q, k, v, mask=None, maps=False, bias=None):
         """q (B, heads, Tq, d), k and v (B, heads, Tk, d), already projected -> (B, Tq, D), weights
         (B, heads, Tq, Tk)."""
-        y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, maps)
+        y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, maps, bias)
         B, _, T, _ = y.shape
         return self.out(y.transpose(1, 2).reshape(B, T, -1)), weights
 
@@ -107,10 +125,39 @@ class CrossBlock(nn.Module):
         self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
         self.drop, self.mlp = nn.Dropout(dropout), feed_forward(dim, hidden, dropout)
 
-    def forward(self, x, k, v, mask=None, maps=False):
-        y, weights = self.attention(self.attention.split(self.attention.query(self.norm(x))), k, v, mask, maps)
+    def forward(self, x, k, v, mask=None, maps=False, bias=None):
+        q = self.attention.split(self.attention.query(self.norm(x)))
+        y, weights = self.attention(q, k, v, mask, maps, bias)
         x = x + self.drop(y)
         return x + self.mlp(x), weights
+
+
+# ---- the two scales of a canvas -------------------------------------------------------------------------------------
+
+class LowFrequencies(nn.Module):
+    """The lowest count x count frequencies of a canvas by an orthonormal cosine transform (Ahmed et al. 1974), as numbers
+    of about unit variance where the canvas has unit variance and the spectrum of natural images, 1/f^2."""
+
+    def __init__(self, count, size):
+        super().__init__()
+        frequency, place = torch.arange(count, dtype=torch.float32)[:, None], torch.arange(size) + 0.5
+        basis = (2 / size) ** 0.5 * torch.cos(torch.pi / size * frequency * place)    # (count, size), orthonormal rows
+        basis[0] *= 0.5 ** 0.5
+        radius = (frequency.square() + frequency.T.square()).sqrt().clamp(min=1)
+        every = torch.arange(size)
+        power = 1 / (every[:, None].square() + every.square()).clamp(min=1)           # 1/f^2; the mean as frequency 1
+        self.register_buffer('basis', basis, persistent=False)
+        self.register_buffer('scale', size / power.sum().sqrt() / radius, persistent=False)
+
+    def forward(self, V):
+        """(B, C, size, size) -> (B, C, count, count), float32"""
+        with torch.autocast(V.device.type, enabled=False):
+            return self.basis @ V.float() @ self.basis.T / self.scale
+
+    def canvas(self, numbers):
+        """(B, C, count, count) -> the canvas that has these low frequencies and no others (B, C, size, size), float32."""
+        with torch.autocast(numbers.device.type, enabled=False):
+            return self.basis.T @ (numbers.float() * self.scale) @ self.basis
 
 
 # ---- x -> V ---------------------------------------------------------------------------------------------------------
@@ -121,13 +168,18 @@ class TextEncoder(nn.Module):
 
     x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; the
     queries of a coarser grid paint overlapping strokes.
-    slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 + 1x1 head.
+    coarse > 0 paints the lowest coarse x coarse frequencies from a weighted mean over the tokens instead: of their
+    embeddings, which know the words, and of their states, which know the order. aligned: attention begins in the order
+    of reading. slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 +
+    1x1 head.
     """
 
     def __init__(self, vocab_size, channels=6, size=32, query_grid=32, dim=384, layers=6, heads=8, hidden=1536,
-                 cross_layers=2, cross_hidden=768, dropout=0.1, smoothing=False, slots=0, max_length=64):
+                 cross_layers=2, cross_hidden=768, dropout=0.1, smoothing=False, slots=0, max_length=64, coarse=0,
+                 aligned=False):
         super().__init__()
         self.size, self.query_grid, self.max_length, self.heads = size, query_grid, max_length, heads
+        self.aligned = aligned
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.position = nn.Embedding(max_length, dim)
         self.drop = nn.Dropout(dropout)
@@ -142,6 +194,10 @@ class TextEncoder(nn.Module):
             self.paint = nn.Conv2d(dim, channels, 1) if query_grid == size else Strokes(dim, query_grid, size, channels)
         self.smooth = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.GELU(),
                                     nn.Conv2d(channels, channels, 1)) if smoothing else None
+        self.low = LowFrequencies(coarse, size) if coarse else None
+        if coarse:
+            self.weigh, self.sketch = nn.Linear(dim, 1), nn.Linear(2 * dim, channels * coarse ** 2)
+            nn.init.normal_(self.sketch.weight, std=(2 * dim) ** -0.5)
 
     def tokens(self, x, soft=None):
         """(B, T) -> normalised token states h (B, T, D) and the attention mask (B, 1, 1, T), True at real tokens.
@@ -164,19 +220,32 @@ class TextEncoder(nn.Module):
             h = block(h, mask, turn)
         return self.norm(h)
 
-    def forward(self, x, maps=False, soft=None):
-        """-> V; with maps also the last cross-attention (B, heads, queries, T), None for slots."""
+    def coarse(self, x, h, mask, soft=None):
+        """Tokens and their states -> the numbers of the low frequencies (B, C, coarse, coarse)."""
+        embedded = self.embedding(x) if soft is None else soft @ self.embedding.weight
+        weights = self.weigh(h).float().masked_fill(~mask[:, 0, 0, :, None], -1e4).softmax(1)         # (B, T, 1)
+        means = [F.layer_norm((weights * part).sum(1), part.shape[-1:]) for part in (embedded, h)]    # 2 of (B, D)
+        return self.sketch(torch.cat(means, dim=1)).unflatten(1, (-1, *self.low.scale.shape))
+
+    def forward(self, x, maps=False, soft=None, fine=True):
+        """-> V; with maps also the last cross-attention (B, heads, queries, T), None for slots. fine=False: its low
+        frequencies alone, if this paints them apart."""
         h, mask = self.tokens(x, soft)
-        weights = None
+        coarse, weights = None if self.low is None else self.coarse(x, h, mask, soft), None
+        if coarse is not None and not fine:
+            return self.low.canvas(coarse)
         if self.slots is not None:
             V = self.slots(h, mask)
         else:
             q = self.place_conv(self.place).flatten(2).transpose(1, 2)           # (1, g*g, D): same for every sample
+            places = torch.arange(q.shape[1], device=x.device) * (self.max_length / q.shape[1])
+            bias = alignment(self.heads, places, torch.arange(x.shape[1], device=x.device)) if self.aligned else None
             for block in self.cross:
-                q, weights = block(q, *block.attention.keys_values(h), mask, maps)
+                q, weights = block(q, *block.attention.keys_values(h), mask, maps, bias)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
             V = self.paint(q)
         V = V if self.smooth is None else V + self.smooth(V)
+        V = V if coarse is None else V.float() + self.low.canvas(coarse - self.low(V))
         # A CPU's convolution leaves the channels innermost, where norms, pooling and FFTs are slow.
         V = V.to(torch.float32, memory_format=torch.contiguous_format)
         return (V, weights) if maps else V
@@ -239,21 +308,19 @@ class SlotSplat(nn.Module):
 # ---- V -> z ---------------------------------------------------------------------------------------------------------
 
 class Readout(nn.Module):
-    """g(V): means and variances over a pyramid of cells (1x1, 2x2, 4x4), then an MLP -> z (B, dim) unit vectors.
-    pyramid=False pools the whole canvas only, as in the plan: twelve numbers that do not know place."""
+    """g(V): the low frequencies of the canvas, then an MLP -> z (B, dim) unit vectors. coarse=0 pools mean and variance
+    of each channel, as in the plan: twelve numbers that do not know place."""
 
-    def __init__(self, channels=6, dim=256, hidden=512, pyramid=True):
+    def __init__(self, channels=6, dim=256, hidden=512, size=32, coarse=0):
         super().__init__()
-        self.cells = (1, 2, 4) if pyramid else (1,)
-        features = 2 * channels * sum(n * n for n in self.cells)
+        self.low = LowFrequencies(coarse, size) if coarse else None
+        features = channels * coarse ** 2 if coarse else 2 * channels
         self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, V):
-        pooled = []
-        for n in self.cells:
-            mean = F.adaptive_avg_pool2d(V, n)
-            pooled += [mean, F.adaptive_avg_pool2d(V.square(), n) - mean.square()]
-        return F.normalize(self.mlp(torch.cat([p.flatten(1) for p in pooled], dim=1)).float(), dim=-1)
+        features = (torch.cat((V.mean((2, 3)), V.var((2, 3), correction=0)), dim=1) if self.low is None
+                    else self.low(V).flatten(1))
+        return F.normalize(self.mlp(features).float(), dim=-1)
 
 
 # ---- V_t, t -> noise ------------------------------------------------------------------------------------------------
@@ -328,9 +395,10 @@ class TextDecoder(nn.Module):
     """
 
     def __init__(self, vocab_size, channels=6, size=32, patch=1, z_dim=256, dim=384, layers=4, heads=8, hidden=1536,
-                 dropout=0.1, memory='both', max_length=64):
+                 dropout=0.1, memory='both', max_length=64, aligned=False):
         super().__init__()
-        self.patch, self.memory_kind, self.heads = patch, memory, heads
+        self.patch, self.memory_kind, self.heads, self.max_length = patch, memory, heads, max_length
+        self.cells = (size // patch) ** 2 if aligned and memory in ('both', 'canvas') else 0     # that have places
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.position = nn.Embedding(max_length, dim)
         self.blocks = nn.ModuleList(SelfBlock(dim, heads, hidden, dropout) for _ in range(layers))
@@ -366,12 +434,16 @@ class TextDecoder(nn.Module):
         mask = (None if cache is not None and T == 1                # one token, which may look at all before it
                 else torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start))
         h, attention = self.drop(self.embedding(x) + self.position(positions)), []
-        turn = rotation(positions, h.shape[-1] // self.heads)
+        turn, bias = rotation(positions, h.shape[-1] // self.heads), None
+        if memory is not None and self.cells:
+            places = torch.arange(self.cells, device=x.device) * (self.max_length / self.cells)
+            bias = alignment(self.heads, positions.repeat(len(x) // len(memory[0][0])), places)
+            bias = F.pad(bias, (0, memory[0][0].shape[2] - self.cells))               # z has no place
         for layer, block in enumerate(self.blocks):
             h = block(h, mask, turn, None if cache is None else cache[layer], start)
             if memory is not None:
                 k, v = memory[layer]                                  # all sentences of a canvas look at it at once
-                y, weights = self.cross[layer](h.view(k.shape[0], -1, h.shape[2]), k, v, maps=maps)
+                y, weights = self.cross[layer](h.view(k.shape[0], -1, h.shape[2]), k, v, maps=maps, bias=bias)
                 h = y.view_as(h)
                 attention.append(weights)
         # Cheaper than masking the logits; no larger than it must be, for all digits of a sum count in the exports.
@@ -421,7 +493,7 @@ class TextDecoder(nn.Module):
 # The settings that fix the shapes of weights: a checkpoint holds them, and later phases cannot change them.
 SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',
          'cross_hidden', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch', 'z_dim',
-         'readout_hidden', 'pyramid', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
+         'readout_hidden', 'coarse', 'aligned', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
 
 
 def sizes(config):
@@ -438,6 +510,8 @@ def size_error(config):
                     f'{heads} heads (rotary positions turn pairs)')
     if config['size'] < 16 or config['size'] % 8:
         return f"--size={config['size']}: expects a multiple of 8, at least 16 (wavelets and readout halve it)"
+    if config['coarse'] > config['size']:
+        return f"--coarse={config['coarse']}: expects at most --size={config['size']}, which has no more frequencies"
     for part in ('query_grid', 'patch'):
         if config['size'] % config[part]:
             return f"--{part}={config[part]}: expects a divisor of the canvas's side, {config['size']}"
@@ -446,22 +520,24 @@ def size_error(config):
 
 def build_encoder(c):
     return TextEncoder(c.vocab_size, c.channels, c.size, c.query_grid, c.dim, c.layers, c.heads, c.hidden,
-                       c.cross_layers, c.cross_hidden, c.dropout, c.smoothing, c.slots, c.max_length)
+                       c.cross_layers, c.cross_hidden, c.dropout, c.smoothing, c.slots, c.max_length, c.coarse,
+                       c.aligned)
 
 
 def build_auxiliary(c):
     """The decoder of P1 to P3, which sees the canvas alone and is thrown away after them."""
     return TextDecoder(c.vocab_size, c.channels, c.size, c.patch, dim=c.rec_dim, layers=c.rec_layers,
-                       hidden=2 * c.rec_dim, dropout=c.dropout, memory='canvas', max_length=c.max_length)
+                       hidden=2 * c.rec_dim, dropout=c.dropout, memory='canvas', max_length=c.max_length,
+                       aligned=c.aligned)
 
 
 def build_readout(c):
-    return Readout(c.channels, c.z_dim, c.readout_hidden, c.pyramid)
+    return Readout(c.channels, c.z_dim, c.readout_hidden, c.size, c.coarse)
 
 
 def build_decoder(c, memory='both'):
     return TextDecoder(c.vocab_size, c.channels, c.size, c.patch, c.z_dim, c.dec_dim, c.dec_layers, c.dec_heads,
-                       c.dec_hidden, c.dec_dropout, memory, c.max_length)
+                       c.dec_hidden, c.dec_dropout, memory, c.max_length, c.aligned)
 
 
 def build_unet(c):
@@ -481,8 +557,8 @@ def build(config, *names):
 
 
 def embed_views(nets, x):
-    """Sentences x (n, K, views, T) -> embeddings z (n, K, views, E)."""
-    return nets.readout(nets.encoder(x.flatten(0, 2))).unflatten(0, x.shape[:3])
+    """Sentences x (n, K, views, T) -> embeddings z (n, K, views, E), of canvases without what z does not see."""
+    return nets.readout(nets.encoder(x.flatten(0, 2), fine=False)).unflatten(0, x.shape[:3])
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
@@ -492,12 +568,12 @@ SIMILAR = 16        # sentences in a part: smaller ones save no time
 
 def similar_lengths(x):
     """Which of the sentences x (B, ..., T) go together: on a CPU, where most of a batch of English would be padding, up
-    to four parts by length, a list of index tensors; elsewhere, and where a net is traced, all are one part."""
+    to eight parts by length, a list of index tensors; elsewhere, and where a net is traced, all are one part."""
     # In this order: a net that is traced may not be asked for the size of its batch, or it would be for one size alone.
     if x.device.type != 'cpu' or torch.compiler.is_compiling() or len(x) < 2 * SIMILAR:
         return [slice(None)]
     lengths = (x != PAD).sum(-1).reshape(len(x), -1).amax(1)
-    return [slice(None)] if lengths.min() == lengths.max() else list(lengths.argsort().chunk(min(4, len(x) // SIMILAR)))
+    return [slice(None)] if lengths.min() == lengths.max() else list(lengths.argsort().chunk(min(8, len(x) // SIMILAR)))
 
 
 def trim(x):

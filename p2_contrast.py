@@ -31,7 +31,6 @@ init_from = 'out/p1/ckpt.pt'   # the phase before; every setting that is not her
 resume = False            # go on from out_dir/ckpt.pt
 z_dim = 256               # >= 1: E, size of the sentence embedding
 readout_hidden = 512      # >= 1
-pyramid = True            # pool V over 1x1, 2x2 and 4x4 cells; false is the plan's global mean and variance
 # contrast
 lambda_nce = 1.0          # the plan's alpha
 temperature = 0.07
@@ -54,7 +53,7 @@ more_come_in = 0.95       # the same at which scenes of the fewest things are ma
 mine_every = 500          # steps between searches for the scenes that z confuses, which then fill most of the batch (in
                           # stages of free paraphrases); 0 is the plan
 # what goes on from P1
-rec_samples = 128         # >= 1: sentences a step (all ranks) that the auxiliary decoder reads, at least one a scene
+rec_samples = 128         # >= 1: sentences a step (all ranks) that the auxiliary decoder reads
 # optimisation; here, in P3, P5 and P6 grad_accum works by gradient caching: the contrast always sees the whole batch
 learning_rate = 2e-4
 warmup_steps = 200
@@ -212,7 +211,8 @@ def main():
               'pairs': state['pairs'] if mine_every else None}          # should a resumed run have other settings
     runtime.compile_nets(nets, run)
     batch_size, parts = config.batch_size, run.world * config.grad_accum
-    stride = max(1, batch_size // config.prior_samples)      # the priors see the same scenes however the batch is split
+    every = max(1, batch_size // rec_samples)      # of so many scenes one is read, the same ones however it is split
+    stride = max(1, batch_size // every // config.prior_samples)                      # of those, what the priors see
 
     def embed_part(part):
         """z of a part of a batch: the first thing that forward() does, for gradient caching."""
@@ -222,12 +222,12 @@ def main():
     def forward(part):
         """A part of a batch -> z (n, K, views, E), the losses that need no other sentence, and their terms."""
         x, noise = part.x.flatten(0, 2), part.draws['noise']                          # (n*K*views, T), (n, read, ...)
-        read = data.spread(part.index, len(x) // len(part.x), noise.shape[1])
+        read = data.spread(part.index, len(x) // len(part.x), noise.shape[1])[::every]
+        noise = noise.transpose(0, 1).flatten(0, 1)[::every]
         with run.autocast():
-            V = nets.encoder(x)
-            z, V = nets.readout(V), V[read]
-            rec = (reconstruction(nets.auxiliary, V + config.canvas_noise * noise.transpose(0, 1).flatten(0, 1), None,
-                                  x[read]) if config.lambda_rec else V.new_zeros(()))
+            z, V = nets.readout(nets.encoder(x, fine=False)), nets.encoder(x[read])
+            rec = (reconstruction(nets.auxiliary, V + config.canvas_noise * noise, None, x[read])
+                   if config.lambda_rec else V.new_zeros(()))
         image, terms = image_loss(priors.seen(V, stride, config.prior_samples // parts), config)
         return z.unflatten(0, part.x.shape[:3]), image + config.lambda_rec * rec, terms | {'rec': rec}
 

@@ -61,7 +61,7 @@ ABLATIONS = {
     # nor without counterfactuals: compared with 'stages (ours)', which has none either
     'counterfactual negatives': {'p2': '--negatives=0 --staged=false'},
     'masking of false negatives': {'p2': '--mask_false_negatives=false'},
-    'pyramid readout': {'p2': '--pyramid=false'},
+    'two scales': {'p1': '--coarse=0'},
     # what is ours and not the plan's. Without stages z is asked from step 250 on which scenes it confuses, with them
     # from some 750 on, and knows less then; without var what holds the size of a canvas goes, which common can grow.
     'stages (ours)': {'p2': '--staged=false'},
@@ -74,6 +74,7 @@ ABLATIONS = {
     'lattice (ours)': dict.fromkeys(('p1', 'p3', 'p5'), '--lambda_lattice=0'),      # P3 and P5 set it themselves
     'mined pairs (ours)': {'p2': '--mine_every=0', 'p3': '--mine_at_start=false'},
     'anchors (ours)': {'p2': '--anchors=false'},
+    'alignment (ours)': {'p1': '--aligned=false'},
     'paraphrase training (ours)': {'p4': '--paraphrase_share=0'}}
 AGAINST = {'counterfactual negatives': 'stages (ours)'}     # what a row is compared with, if not with the baseline
 SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # the baseline's is 2

@@ -83,8 +83,9 @@ PRESETS['english_long'] = {
 # families constructed; three: scenes of three things, whose stages come twice.
 PRESETS['plan'] = {
     'p1': '--lambda_cov=0.05 --lambda_var=0.05 --lambda_tv=0.1 --lambda_wavelet=0.1 --lambda_common=0 '
-          '--lambda_lattice=0 --prior_gate=0 --prior_ramp=0 --simple_share=0 --lambda_rec=0 --canvas_noise=0',
-    'p2': '--staged=false --pyramid=false --mine_every=0 --anchors=false --leave_out= --temperature=0.07',
+          '--lambda_lattice=0 --prior_gate=0 --prior_ramp=0 --simple_share=0 --lambda_rec=0 --canvas_noise=0 '
+          '--coarse=0 --aligned=false',
+    'p2': '--staged=false --mine_every=0 --anchors=false --leave_out= --temperature=0.07',
     'p3': '--lambda_lattice=0 --mine_at_start=false',
     'p4': '--paraphrase_share=0',
     'p5': '--lambda_lattice=0',
