@@ -25,7 +25,7 @@ PRESETS = {
     'cpu': {
         'p1': f'{GRAMMAR} --vocab_size=768 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 --hidden=256 '
               '--cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0 --batch_size=64 '
-              f'--prior_samples=32 {PRIORS} --ema_decay=0.99 --log_every=20 ' + steps(800, 50, 100, 2e-3),
+              f'--prior_samples=32 {PRIORS} --ema_decay=0.99 --log_every=20 ' + steps(500, 50, 100, 2e-3),
         'p2': f'--batch_size=16 --rec_samples=48 {CONTRAST} ' + steps(2000, 50, 250, 1e-3),
         'p3': f'{LATTICE[0]} ' + steps(300, 20, 100, 5e-4),
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dec_dropout=0 --batch_size=64 '
