@@ -168,9 +168,9 @@ class TextEncoder(nn.Module):
 
     x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; the
     queries of a coarser grid paint overlapping strokes.
-    coarse > 0 paints the lowest coarse x coarse frequencies from a weighted mean over the tokens instead: of their
-    embeddings, which know the words, and of their states, which know the order. aligned: attention begins in the order
-    of reading. slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 +
+    coarse > 0 paints the lowest coarse x coarse frequencies apart: each from a query of its own, which knows the order,
+    and from a weighted mean of the embeddings, which knows the words. aligned: attention begins in the order of reading.
+    slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 +
     1x1 head.
     """
 
@@ -196,8 +196,11 @@ class TextEncoder(nn.Module):
                                     nn.Conv2d(channels, channels, 1)) if smoothing else None
         self.low = LowFrequencies(coarse, size) if coarse else None
         if coarse:
-            self.weigh, self.sketch = nn.Linear(dim, 1), nn.Linear(2 * dim, channels * coarse ** 2)
-            nn.init.normal_(self.sketch.weight, std=(2 * dim) ** -0.5)
+            self.overview = nn.Parameter(torch.randn(1, coarse ** 2, dim))
+            self.look = nn.ModuleList(CrossBlock(dim, heads, cross_hidden, dropout) for _ in range(cross_layers))
+            self.sketch = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, channels))
+            self.weigh, self.words = nn.Linear(dim, 1), nn.Linear(dim, channels * coarse ** 2)
+            nn.init.normal_(self.words.weight, std=dim ** -0.5)
 
     def tokens(self, x, soft=None):
         """(B, T) -> normalised token states h (B, T, D) and the attention mask (B, 1, 1, T), True at real tokens.
@@ -224,8 +227,12 @@ class TextEncoder(nn.Module):
         """Tokens and their states -> the numbers of the low frequencies (B, C, coarse, coarse)."""
         embedded = self.embedding(x) if soft is None else soft @ self.embedding.weight
         weights = self.weigh(h).float().masked_fill(~mask[:, 0, 0, :, None], -1e4).softmax(1)         # (B, T, 1)
-        means = [F.layer_norm((weights * part).sum(1), part.shape[-1:]) for part in (embedded, h)]    # 2 of (B, D)
-        return self.sketch(torch.cat(means, dim=1)).unflatten(1, (-1, *self.low.scale.shape))
+        words = self.words(F.layer_norm((weights * embedded).sum(1), embedded.shape[-1:]))            # (B, C * coarse^2)
+        q = self.overview
+        for block in self.look:
+            q, _ = block(q, *block.attention.keys_values(h), mask)
+        sketch = self.sketch(q).transpose(1, 2).flatten(1)
+        return (words + sketch).unflatten(1, (-1, *self.low.scale.shape))
 
     def forward(self, x, maps=False, soft=None, fine=True):
         """-> V; with maps also the last cross-attention (B, heads, queries, T), None for slots. fine=False: its low
