@@ -42,7 +42,7 @@ cross_layers = 2          # >= 1: blocks in which the queries read the tokens
 cross_hidden = 768        # >= 1: their FFN width
 dropout = 0.1             # 0 to 1: of the encoder and the auxiliary decoder
 smoothing = False         # depthwise 3x3 + 1x1 head against checkerboards
-coarse = 4                # >= 0: the lowest coarse x coarse frequencies of V are painted from the sentence as a whole,
+coarse = 8                # >= 0: the lowest coarse x coarse frequencies of V are painted from the sentence as a whole,
                           # and are what z sees; 0 is the plan
 aligned = True            # half of the heads between tokens and canvas begin in the order of reading; false is the plan
 slots = 0                 # >= 0: slot attention and Gaussian splats instead of the query grid (the plan's K = 6)
@@ -98,15 +98,15 @@ def replace_tokens(x, share, vocabulary, generator):
 
 
 def join(x, share, longest):
-    """Sentences x (B, T), the first `share` of them each with the next in the batch behind it, cut to `longest` tokens
-    -> (B, up to 2 T)."""
-    B, T = x.shape
+    """Sentences x (B, ..., T), the first `share` of the rows each with the next row's behind it, cut to `longest` tokens
+    -> (B, ..., up to 2 T)."""
+    B, T = len(x), x.shape[-1]
     place = torch.arange(min(2 * T, longest), device=x.device)                        # (T2,)
-    behind = place - (x >= data.SPECIALS).sum(1, keepdim=True)                        # (B, T2): places after the words
-    later = x.roll(-1, 0).gather(1, behind.clamp(0, T - 1)) * (behind < T)
-    first = torch.arange(B, device=x.device)[:, None] < share * B
+    behind = place - (x >= data.SPECIALS).sum(-1, keepdim=True)                       # (B, ..., T2): after the words
+    later = x.roll(-1, 0).gather(-1, behind.clamp(0, T - 1)) * (behind < T)
+    first = (torch.arange(B, device=x.device) < share * B).view(-1, *[1] * (x.dim() - 1))
     x = later.where(first & (behind >= 0), F.pad(x, (0, len(place) - T)))
-    return torch.cat((x[:, :-1], x[:, -1:].where(x[:, -1:] == data.PAD, data.EOS)), dim=1)
+    return torch.cat((x[..., :-1], x[..., -1:].where(x[..., -1:] == data.PAD, data.EOS)), dim=-1)
 
 
 def prior_input(V, step, blur_steps, coordinate_steps):

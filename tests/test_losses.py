@@ -178,6 +178,9 @@ def test_join_is_what_a_loop_does():
             assert row == sentence + [data.PAD] * (y.shape[1] - len(sentence)), (share, longest)
     alone = p1_canvas.join(x, 0.0, 64)
     assert torch.equal(alone[:, :9], x) and not alone[:, 9:].any()
+    both = torch.stack((x, x.flip(0)), dim=1)             # sentences and their paraphrases are joined alike
+    for k in range(2):
+        assert torch.equal(p1_canvas.join(both, 0.5, 11)[:, k], p1_canvas.join(both[:, k], 0.5, 11))
 
 
 def test_replace_tokens_leaves_ends_and_padding():
