@@ -62,14 +62,14 @@ PRESETS['english'] = {
     'p1': f'{ENGLISH} --query_grid=8 --patch=4 --dim=192 --layers=4 --heads=6 --hidden=768 --cross_hidden=384 '
           '--rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=32 --prior_samples=16 '
           f'{PRIORS} --ema_decay=0.99 ' + steps(1200, 200, 200, 1.5e-3),
-    'p2': '--batch_size=96 --negatives=1 --rec_samples=32 --temperature=0.05 --leave_out= --mine_every=0 '
-          + steps(600, 50, 150, 1e-3),
-    'p3': f'{LATTICE[0]} ' + steps(150, 20, 50, 5e-4),
+    'p2': '--batch_size=128 --negatives=1 --rec_samples=16 --temperature=0.05 --leave_out= --mine_every=0 '
+          + steps(800, 50, 200, 1e-3),
+    'p3': f'{LATTICE[0]} --batch_size=32 --rec_samples=32 ' + steps(100, 20, 50, 5e-4),
     'p4': '--dec_dim=192 --dec_layers=3 --dec_heads=6 --dec_hidden=768 --dec_dropout=0 --batch_size=32 '
-          '--paraphrases=1 ' + steps(1500, 50, 750, 1.5e-3),
-    'p5': f'{LATTICE[1]} --batch_size=16 --dec_samples=32 --generated=16 ' + steps(150, 20, 50, 5e-4),
-    'p6': '--unet_dim=32 --unet_steps=500 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048 '
-          f'--refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 {PULL} ' + steps(650, 20, 575, 5e-4)}
+          '--paraphrases=1 ' + steps(800, 200, 400, 1.5e-3),
+    'p5': f'{LATTICE[1]} --batch_size=16 --dec_samples=32 --generated=16 ' + steps(100, 20, 50, 5e-4),
+    'p6': '--unet_dim=32 --unet_steps=400 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048 '
+          f'--refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 {PULL} ' + steps(500, 20, 450, 5e-4)}
 # What runs/gpu.sh --corpus= adds to `gpu`; never run.
 PRESETS['english_gpu'] = {'p1': ENGLISH, 'p2': '--temperature=0.05 --leave_out='}
 # What --long=true adds: a night.
