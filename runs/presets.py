@@ -59,7 +59,8 @@ PRESETS = {
 # so that long sentences and rare tokens are read too (docs/LOG.md). P1 is measured; P2 to P6 are first guesses.
 ENGLISH = '--vocab_size=2048 --random_tokens=0.1 --joined=0.5'
 PRESETS['english'] = {
-    'p1': f'{ENGLISH} --query_grid=8 --patch=4 --dim=192 --layers=4 --heads=6 --hidden=768 --cross_hidden=384 '
+    'p1': f'{ENGLISH} --query_grid=8 --patch=4 --dim=192 --layers=2 --heads=6 --hidden=768 --cross_layers=1 '
+          '--cross_hidden=384 '
           '--rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=32 --prior_samples=16 '
           f'{PRIORS} --ema_decay=0.99 ' + steps(1200, 200, 200, 1.5e-3),
     'p2': '--batch_size=128 --negatives=1 --rec_samples=16 --temperature=0.05 --leave_out= --mine_every=0 '
