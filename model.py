@@ -1,9 +1,6 @@
 """The nets of every phase: TextEncoder (x -> V), Readout (V -> z), TextDecoder (V, z -> logits), UNet
 (V_t, t -> noise). build() makes them from a run's settings.
 
-A canvas has two scales. Its lowest frequencies are one sketch of the whole sentence, and all that z sees: what is said.
-The rest is painted cell by cell from the tokens, and read back in their order: how it is said.
-
 Shapes: x (B, T) token ids, 0 is padding; V (B, C, H, W) the canvas; z (B, E) unit vectors.
 """
 from functools import partial
@@ -43,8 +40,7 @@ def alignment(heads, queries, keys):
 
 
 def attend(q, k, v, mask=None, dropout=0.0, maps=False, bias=None):
-    """softmax(q kᵀ / √d + bias) v -> (output, weights or None). mask (broadcastable, bool) is True where attention may
-    go.
+    """softmax(q kᵀ / √d + bias) v -> (output, weights or None). mask (broadcastable, bool): where attention may go.
     q may have batch 1, queries that do not depend on the sample (a batched product copies them). On a CPU explicit
     products are half the time of the fused kernel's backward; on CUDA the fused kernel wins, unless the weights are
     asked for (maps)."""
@@ -132,34 +128,6 @@ class CrossBlock(nn.Module):
         return x + self.mlp(x), weights
 
 
-# ---- the two scales of a canvas -------------------------------------------------------------------------------------
-
-class LowFrequencies(nn.Module):
-    """The lowest count x count frequencies of a canvas by an orthonormal cosine transform (Ahmed et al. 1974), as numbers
-    of about unit variance where the canvas has unit variance and the spectrum of natural images, 1/f^2."""
-
-    def __init__(self, count, size):
-        super().__init__()
-        frequency, place = torch.arange(count, dtype=torch.float32)[:, None], torch.arange(size) + 0.5
-        basis = (2 / size) ** 0.5 * torch.cos(torch.pi / size * frequency * place)    # (count, size), orthonormal rows
-        basis[0] *= 0.5 ** 0.5
-        radius = (frequency.square() + frequency.T.square()).sqrt().clamp(min=1)
-        every = torch.arange(size)
-        power = 1 / (every[:, None].square() + every.square()).clamp(min=1)           # 1/f^2; the mean as frequency 1
-        self.register_buffer('basis', basis, persistent=False)
-        self.register_buffer('scale', size / power.sum().sqrt() / radius, persistent=False)
-
-    def forward(self, V):
-        """(B, C, size, size) -> (B, C, count, count), float32"""
-        with torch.autocast(V.device.type, enabled=False):
-            return self.basis @ V.float() @ self.basis.T / self.scale
-
-    def canvas(self, numbers):
-        """(B, C, count, count) -> the canvas that has these low frequencies and no others (B, C, size, size), float32."""
-        with torch.autocast(numbers.device.type, enabled=False):
-            return self.basis.T @ (numbers.float() * self.scale) @ self.basis
-
-
 # ---- x -> V ---------------------------------------------------------------------------------------------------------
 
 class TextEncoder(nn.Module):
@@ -168,14 +136,12 @@ class TextEncoder(nn.Module):
 
     x (B, T) int64, 0 = padding -> V (B, C, size, size) float32. query_grid = size is the plan's 1024 queries; the
     queries of a coarser grid paint overlapping strokes.
-    coarse > 0 paints the lowest coarse x coarse frequencies apart: each from a query of its own, which knows the order,
-    and from a weighted mean of the embeddings, which knows the words. aligned: attention begins in the order of reading.
-    slots > 0 replaces the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 +
-    1x1 head.
+    gist > 0 adds a coarse picture of the words. aligned: attention begins in the order of reading. slots > 0 replaces
+    the grid by slot attention and Gaussian splats. smoothing adds the depthwise 3x3 + 1x1 head.
     """
 
     def __init__(self, vocab_size, channels=6, size=32, query_grid=32, dim=384, layers=6, heads=8, hidden=1536,
-                 cross_layers=2, cross_hidden=768, dropout=0.1, smoothing=False, slots=0, max_length=64, coarse=0,
+                 cross_layers=2, cross_hidden=768, dropout=0.1, smoothing=False, slots=0, max_length=64, gist=0,
                  aligned=False):
         super().__init__()
         self.size, self.query_grid, self.max_length, self.heads = size, query_grid, max_length, heads
@@ -194,13 +160,7 @@ class TextEncoder(nn.Module):
             self.paint = nn.Conv2d(dim, channels, 1) if query_grid == size else Strokes(dim, query_grid, size, channels)
         self.smooth = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.GELU(),
                                     nn.Conv2d(channels, channels, 1)) if smoothing else None
-        self.low = LowFrequencies(coarse, size) if coarse else None
-        if coarse:
-            self.overview = nn.Parameter(torch.randn(1, coarse ** 2, dim))
-            self.look = nn.ModuleList(CrossBlock(dim, heads, cross_hidden, dropout) for _ in range(cross_layers))
-            self.sketch = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, channels))
-            self.weigh, self.words = nn.Linear(dim, 1), nn.Linear(dim, channels * coarse ** 2)
-            nn.init.normal_(self.words.weight, std=dim ** -0.5)
+        self.gist = Gist(dim, gist, size, channels) if gist else None
 
     def tokens(self, x, soft=None):
         """(B, T) -> normalised token states h (B, T, D) and the attention mask (B, 1, 1, T), True at real tokens.
@@ -223,24 +183,10 @@ class TextEncoder(nn.Module):
             h = block(h, mask, turn)
         return self.norm(h)
 
-    def coarse(self, x, h, mask, soft=None):
-        """Tokens and their states -> the numbers of the low frequencies (B, C, coarse, coarse)."""
-        embedded = self.embedding(x) if soft is None else soft @ self.embedding.weight
-        weights = self.weigh(h).float().masked_fill(~mask[:, 0, 0, :, None], -1e4).softmax(1)         # (B, T, 1)
-        words = self.words(F.layer_norm((weights * embedded).sum(1), embedded.shape[-1:]))            # (B, C * coarse^2)
-        q = self.overview
-        for block in self.look:
-            q, _ = block(q, *block.attention.keys_values(h), mask)
-        sketch = self.sketch(q).transpose(1, 2).flatten(1)
-        return (words + sketch).unflatten(1, (-1, *self.low.scale.shape))
-
-    def forward(self, x, maps=False, soft=None, fine=True):
-        """-> V; with maps also the last cross-attention (B, heads, queries, T), None for slots. fine=False: its low
-        frequencies alone, if this paints them apart."""
+    def forward(self, x, maps=False, soft=None):
+        """-> V; with maps also the last cross-attention (B, heads, queries, T), None for slots."""
         h, mask = self.tokens(x, soft)
-        coarse, weights = None if self.low is None else self.coarse(x, h, mask, soft), None
-        if coarse is not None and not fine:
-            return self.low.canvas(coarse)
+        weights = None
         if self.slots is not None:
             V = self.slots(h, mask)
         else:
@@ -252,10 +198,34 @@ class TextEncoder(nn.Module):
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
             V = self.paint(q)
         V = V if self.smooth is None else V + self.smooth(V)
-        V = V if coarse is None else V.float() + self.low.canvas(coarse - self.low(V))
+        if self.gist is not None:
+            V = V + self.gist(self.embedding(x) if soft is None else soft @ self.embedding.weight, h, mask)
         # A CPU's convolution leaves the channels innermost, where norms, pooling and FFTs are slow.
         V = V.to(torch.float32, memory_format=torch.contiguous_format)
         return (V, weights) if maps else V
+
+
+class Gist(nn.Module):
+    """A coarse picture of the words of a sentence, whatever their order: a weighted mean of their embeddings (B, T, D),
+    painted in the lowest count x count spatial frequencies -> (B, channels, size, size). The blocks over the tokens
+    turn words into places, where contrast would have to find the words again (docs/LOG.md). Amplitudes fall as 1/f, as
+    in natural images."""
+
+    def __init__(self, dim, count, size, channels):
+        super().__init__()
+        self.weigh, self.paint = nn.Linear(dim, 1), nn.Linear(dim, channels * count ** 2, bias=False)
+        nn.init.normal_(self.paint.weight, std=dim ** -0.5)
+        frequency, place = torch.arange(count, dtype=torch.float32)[:, None], torch.arange(size) + 0.5
+        radius = (frequency.square() + frequency.T.square()).sqrt().clamp(min=1)
+        self.register_buffer('waves', torch.cos(torch.pi / size * frequency * place), persistent=False)
+        self.register_buffer('amplitude', 0.5 / radius, persistent=False)                    # (count, count)
+
+    def forward(self, embedded, h, mask):
+        weights = self.weigh(h).float().masked_fill(~mask[:, 0, 0, :, None], -1e4).softmax(1)     # (B, T, 1)
+        mean = F.layer_norm((weights * embedded).sum(1), embedded.shape[-1:])                     # (B, D)
+        numbers = self.paint(mean).unflatten(1, (-1, *self.amplitude.shape)).float() * self.amplitude
+        with torch.autocast(numbers.device.type, enabled=False):
+            return self.waves.T @ numbers @ self.waves                            # (B, channels, size, size)
 
 
 class Strokes(nn.Module):
@@ -315,19 +285,21 @@ class SlotSplat(nn.Module):
 # ---- V -> z ---------------------------------------------------------------------------------------------------------
 
 class Readout(nn.Module):
-    """g(V): the low frequencies of the canvas, then an MLP -> z (B, dim) unit vectors. coarse=0 pools mean and variance
-    of each channel, as in the plan: twelve numbers that do not know place."""
+    """g(V): means and variances over a pyramid of cells (1x1, 2x2, 4x4), then an MLP -> z (B, dim) unit vectors.
+    pyramid=False pools the whole canvas only, as in the plan: twelve numbers that do not know place."""
 
-    def __init__(self, channels=6, dim=256, hidden=512, size=32, coarse=0):
+    def __init__(self, channels=6, dim=256, hidden=512, pyramid=True):
         super().__init__()
-        self.low = LowFrequencies(coarse, size) if coarse else None
-        features = channels * coarse ** 2 if coarse else 2 * channels
+        self.cells = (1, 2, 4) if pyramid else (1,)
+        features = 2 * channels * sum(n * n for n in self.cells)
         self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, V):
-        features = (torch.cat((V.mean((2, 3)), V.var((2, 3), correction=0)), dim=1) if self.low is None
-                    else self.low(V).flatten(1))
-        return F.normalize(self.mlp(features).float(), dim=-1)
+        pooled = []
+        for n in self.cells:
+            mean = F.adaptive_avg_pool2d(V, n)
+            pooled += [mean, F.adaptive_avg_pool2d(V.square(), n) - mean.square()]
+        return F.normalize(self.mlp(torch.cat([p.flatten(1) for p in pooled], dim=1)).float(), dim=-1)
 
 
 # ---- V_t, t -> noise ------------------------------------------------------------------------------------------------
@@ -500,7 +472,7 @@ class TextDecoder(nn.Module):
 # The settings that fix the shapes of weights: a checkpoint holds them, and later phases cannot change them.
 SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',
          'cross_hidden', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch', 'z_dim',
-         'readout_hidden', 'coarse', 'aligned', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
+         'readout_hidden', 'pyramid', 'gist', 'aligned', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
 
 
 def sizes(config):
@@ -517,8 +489,8 @@ def size_error(config):
                     f'{heads} heads (rotary positions turn pairs)')
     if config['size'] < 16 or config['size'] % 8:
         return f"--size={config['size']}: expects a multiple of 8, at least 16 (wavelets and readout halve it)"
-    if config['coarse'] > config['size']:
-        return f"--coarse={config['coarse']}: expects at most --size={config['size']}, which has no more frequencies"
+    if config['gist'] > config['size']:
+        return f"--gist={config['gist']}: expects at most --size={config['size']}, which has no more frequencies"
     for part in ('query_grid', 'patch'):
         if config['size'] % config[part]:
             return f"--{part}={config[part]}: expects a divisor of the canvas's side, {config['size']}"
@@ -527,7 +499,7 @@ def size_error(config):
 
 def build_encoder(c):
     return TextEncoder(c.vocab_size, c.channels, c.size, c.query_grid, c.dim, c.layers, c.heads, c.hidden,
-                       c.cross_layers, c.cross_hidden, c.dropout, c.smoothing, c.slots, c.max_length, c.coarse,
+                       c.cross_layers, c.cross_hidden, c.dropout, c.smoothing, c.slots, c.max_length, c.gist,
                        c.aligned)
 
 
@@ -539,7 +511,7 @@ def build_auxiliary(c):
 
 
 def build_readout(c):
-    return Readout(c.channels, c.z_dim, c.readout_hidden, c.size, c.coarse)
+    return Readout(c.channels, c.z_dim, c.readout_hidden, c.pyramid)
 
 
 def build_decoder(c, memory='both'):
@@ -564,8 +536,8 @@ def build(config, *names):
 
 
 def embed_views(nets, x):
-    """Sentences x (n, K, views, T) -> embeddings z (n, K, views, E), of canvases without what z does not see."""
-    return nets.readout(nets.encoder(x.flatten(0, 2), fine=False)).unflatten(0, x.shape[:3])
+    """Sentences x (n, K, views, T) -> embeddings z (n, K, views, E)."""
+    return nets.readout(nets.encoder(x.flatten(0, 2))).unflatten(0, x.shape[:3])
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------

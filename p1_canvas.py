@@ -42,8 +42,7 @@ cross_layers = 2          # >= 1: blocks in which the queries read the tokens
 cross_hidden = 768        # >= 1: their FFN width
 dropout = 0.1             # 0 to 1: of the encoder and the auxiliary decoder
 smoothing = False         # depthwise 3x3 + 1x1 head against checkerboards
-coarse = 8                # >= 0: the lowest coarse x coarse frequencies of V are painted from the sentence as a whole,
-                          # and are what z sees; 0 is the plan
+gist = 4                  # >= 0: the lowest gist x gist frequencies of V get a coarse picture of the words; 0 is the plan
 aligned = True            # half of the heads between tokens and canvas begin in the order of reading; false is the plan
 slots = 0                 # >= 0: slot attention and Gaussian splats instead of the query grid (the plan's K = 6)
 rec_dim = 256             # width of the auxiliary decoder

@@ -31,6 +31,7 @@ init_from = 'out/p1/ckpt.pt'   # the phase before; every setting that is not her
 resume = False            # go on from out_dir/ckpt.pt
 z_dim = 256               # >= 1: E, size of the sentence embedding
 readout_hidden = 512      # >= 1
+pyramid = True            # pool V over 1x1, 2x2 and 4x4 cells; false is the plan's global mean and variance
 # contrast
 lambda_nce = 1.0          # the plan's alpha
 temperature = 0.07
@@ -225,7 +226,8 @@ def main():
         read = data.spread(part.index, len(x) // len(part.x), noise.shape[1])[::every]
         noise = noise.transpose(0, 1).flatten(0, 1)[::every]
         with run.autocast():
-            z, V = nets.readout(nets.encoder(x, fine=False)), nets.encoder(x[read])
+            V = nets.encoder(x)
+            z, V = nets.readout(V), V[read]
             rec = (reconstruction(nets.auxiliary, V + config.canvas_noise * noise, None, x[read])
                    if config.lambda_rec else V.new_zeros(()))
         image, terms = image_loss(priors.seen(V, stride, config.prior_samples // parts), config)

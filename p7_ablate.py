@@ -61,7 +61,7 @@ ABLATIONS = {
     # nor without counterfactuals: compared with 'stages (ours)', which has none either
     'counterfactual negatives': {'p2': '--negatives=0 --staged=false'},
     'masking of false negatives': {'p2': '--mask_false_negatives=false'},
-    'two scales': {'p1': '--coarse=0'},
+    'pyramid readout': {'p2': '--pyramid=false'},
     # what is ours and not the plan's. Without stages z is asked from step 250 on which scenes it confuses, with them
     # from some 750 on, and knows less then; without var what holds the size of a canvas goes, which common can grow.
     'stages (ours)': {'p2': '--staged=false'},
@@ -75,6 +75,7 @@ ABLATIONS = {
     'mined pairs (ours)': {'p2': '--mine_every=0', 'p3': '--mine_at_start=false'},
     'anchors (ours)': {'p2': '--anchors=false'},
     'alignment (ours)': {'p1': '--aligned=false'},
+    'gist (ours)': {'p1': '--gist=0'},
     'paraphrase training (ours)': {'p4': '--paraphrase_share=0'}}
 AGAINST = {'counterfactual negatives': 'stages (ours)'}     # what a row is compared with, if not with the baseline
 SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # the baseline's is 2

@@ -62,7 +62,7 @@ PRESETS['english'] = {
     'p1': f'{ENGLISH} --query_grid=8 --patch=4 --dim=192 --layers=2 --heads=6 --hidden=768 --cross_layers=1 '
           '--cross_hidden=384 '
           '--rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=32 --prior_samples=16 '
-          f'{PRIORS} --ema_decay=0.99 ' + steps(1200, 200, 200, 1.5e-3),
+          f'{PRIORS} --ema_decay=0.99 ' + steps(1000, 200, 100, 1.5e-3),
     'p2': '--batch_size=128 --negatives=1 --rec_samples=16 --temperature=0.05 --leave_out= --mine_every=0 '
           + steps(800, 50, 200, 1e-3),
     'p3': f'{LATTICE[0]} --batch_size=32 --rec_samples=32 ' + steps(100, 20, 50, 5e-4),
@@ -85,8 +85,8 @@ PRESETS['english_long'] = {
 PRESETS['plan'] = {
     'p1': '--lambda_cov=0.05 --lambda_var=0.05 --lambda_tv=0.1 --lambda_wavelet=0.1 --lambda_common=0 '
           '--lambda_lattice=0 --prior_gate=0 --prior_ramp=0 --simple_share=0 --lambda_rec=0 --canvas_noise=0 '
-          '--coarse=0 --aligned=false',
-    'p2': '--staged=false --mine_every=0 --anchors=false --leave_out= --temperature=0.07',
+          '--gist=0 --aligned=false',
+    'p2': '--staged=false --pyramid=false --mine_every=0 --anchors=false --leave_out= --temperature=0.07',
     'p3': '--lambda_lattice=0 --mine_at_start=false',
     'p4': '--paraphrase_share=0',
     'p5': '--lambda_lattice=0',

@@ -3,6 +3,7 @@ a run's settings."""
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,13 @@ from torch import nn
 
 import runtime
 from model import (
-    BOS, CONTROLS, EOS, PAD, PARA, Attention, LowFrequencies, Readout, Strokes, TextDecoder, TextEncoder, UNet,
+    BOS, CONTROLS, EOS, PAD, PARA, Attention, Gist, Readout, Strokes, TextDecoder, TextEncoder, UNet,
     alignment, attend, build, cross_entropy, embed_views, nucleus, rope, rotation, shift, size_error, sizes, trim)
 
 VOCAB, C, SIZE, Z = 40, 3, 8, 12
 HEADS = {'a query a pixel': {}, 'strokes': {'query_grid': 4}, 'slots': {'slots': 3},
          'smoothing': {'query_grid': 2, 'smoothing': True}, 'smooth slots': {'slots': 2, 'smoothing': True},
-         'aligned': {'query_grid': 4, 'aligned': True}, 'two scales': {'query_grid': 4, 'coarse': 4}}
+         'aligned': {'query_grid': 4, 'aligned': True}, 'gist': {'query_grid': 4, 'gist': 3}}
 MEMORIES = ('both', 'canvas', 'z', 'none')
 
 
@@ -54,8 +55,8 @@ def close(a, b, atol=1e-5):
     return torch.allclose(a, b, atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize('net', [encoder(), encoder(query_grid=4), encoder(slots=3), encoder(coarse=4, aligned=True),
-                                 Readout(C, Z, 16), Readout(C, Z, 16, SIZE, 4), UNet(C, 8), decoder(aligned=True),
+@pytest.mark.parametrize('net', [encoder(), encoder(query_grid=4), encoder(slots=3), encoder(gist=4, aligned=True),
+                                 Readout(C, Z, 16), UNet(C, 8), decoder(aligned=True),
                                  *(decoder(memory=m) for m in MEMORIES)], ids=lambda net: type(net).__name__)
 def test_a_net_is_one_graph(net):
     """What torch.compile cannot trace would break it in two."""
@@ -240,9 +241,9 @@ def test_full_size():
 
 # ---- readout --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('coarse', [4, 0])
-def test_readout(coarse):
-    readout, V = Readout(C, Z, hidden=24, size=SIZE, coarse=coarse), 3 * torch.randn(5, C, SIZE, SIZE) + 1
+@pytest.mark.parametrize('pyramid', [True, False])
+def test_readout(pyramid):
+    readout, V = Readout(C, dim=Z, hidden=24, pyramid=pyramid), 3 * torch.randn(5, C, SIZE, SIZE) + 1
     z = readout(V)
     assert z.shape == (5, Z) and z.dtype == torch.float32 and close(z.norm(dim=-1), torch.ones(5))
     assert not close(z[0], z[1], 1e-2) and close(z[2:3], readout(V[2:3]))
@@ -250,61 +251,55 @@ def test_readout(coarse):
         low = readout(V)
     assert low.dtype == torch.float32 and close(low.norm(dim=-1), torch.ones(5))
     shuffled = V.flatten(2)[..., torch.randperm(SIZE * SIZE)].view_as(V)
-    if coarse:
-        assert (1 - F.cosine_similarity(z, readout(shuffled))).min() > 1e-3, 'low frequencies know place'
+    if pyramid:
+        assert (1 - F.cosine_similarity(z, readout(shuffled))).min() > 1e-3, 'the pyramid knows place'
         assert (1 - F.cosine_similarity(z, readout(V.flip(-1)))).min() > 1e-3
     else:
-        assert close(z, readout(shuffled)), 'the mean and the variance of the whole canvas do not'
+        assert close(z, readout(shuffled)), 'the whole canvas does not'
 
 
-def test_the_plans_readout_pools_mean_and_variance():
-    readout, V, seen = Readout(C, Z, hidden=24, size=SIZE), torch.randn(2, C, SIZE, SIZE) + 2, []
+def test_readout_pools_means_and_variances_of_cells():
+    readout, V, seen = Readout(C, dim=Z, hidden=24), torch.randn(2, C, SIZE, SIZE) + 2, []
     readout.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     readout(V)
-    assert close(seen[0], torch.cat((V.mean((2, 3)), V.flatten(2).var(-1, unbiased=False)), dim=1))
+    expected = []
+    for n in (1, 2, 4):
+        cells = V.unfold(2, SIZE // n, SIZE // n).unfold(3, SIZE // n, SIZE // n).flatten(4)      # (B, C, n, n, pixels)
+        expected += [cells.mean(-1).flatten(1), cells.var(-1, correction=0).flatten(1)]
+    assert close(seen[0], torch.cat(expected, dim=1)) and seen[0].shape == (2, 2 * C * 21)
 
 
-# ---- the two scales of a canvas -------------------------------------------------------------------------------------
+# ---- gist and alignment ---------------------------------------------------------------------------------------------
 
-def test_low_frequencies_are_those_of_scipys_cosine_transform():
+def test_the_gist_knows_the_words_and_not_their_order():
+    gist, (h, e) = Gist(32, 4, 16, C), torch.randn(2, 3, 6, 32)
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 6])[:, None, None]
+    V, order = gist(e, h, mask), torch.tensor([3, 0, 5, 1, 4, 2])
+    assert V.shape == (3, C, 16, 16) and close(gist(e[:, order], h[:, order], mask[..., order]), V)
+    changed = e.clone()
+    changed[:, 4:] += torch.randn(3, 2, 32)
+    moved = (gist(changed, h, mask) - V).abs().amax((1, 2, 3))
+    assert moved[1] < 1e-6 < 0.01 < moved[[0, 2]].min(), 'what is masked does not count'
+
+
+def test_the_gist_is_the_lowest_frequencies():
+    """scipy's cosine transform finds 4 x 4 of them, which fall as 1/f and are about half of a canvas's variance."""
     from scipy.fft import dctn
-    low, V = LowFrequencies(4, 16), torch.randn(2, C, 16, 16)
-    expected = torch.from_numpy(dctn(V.double().numpy(), axes=(2, 3), norm='ortho'))[..., :4, :4]
-    assert torch.allclose((low(V) * low.scale).double(), expected, atol=1e-5)
-
-
-def test_a_canvas_of_low_frequencies_has_them_and_no_others():
-    low, numbers = LowFrequencies(4, 16), torch.randn(2, C, 4, 4)
-    V = low.canvas(numbers)
-    assert close(low(V), numbers) and close(V, low.canvas(low(V)))
-    assert close(LowFrequencies(16, 16).canvas(LowFrequencies(16, 16)(V)), V), 'all frequencies are the canvas'
-    with torch.autocast('cpu', torch.bfloat16):
-        assert low(V).dtype == torch.float32 and torch.equal(low(V), LowFrequencies.forward(low, V.float()))
-
-
-def test_low_frequencies_have_unit_variance_where_the_spectrum_is_that_of_natural_images():
-    """A canvas of random cosines with power 1/f^2 and unit variance: every number is about as large as any other."""
     torch.manual_seed(0)
-    every = torch.arange(32)
-    amplitude = (every[:, None].square() + every.square()).clamp(min=1).rsqrt()
-    V = LowFrequencies(32, 32).canvas(torch.randn(400, 1, 32, 32) * amplitude / LowFrequencies(32, 32).scale)
-    numbers = LowFrequencies(4, 32)(V / V.square().mean().sqrt())
-    assert ((numbers.std(0) - 1).abs() < 0.15).all()
+    V = Gist(64, 4, 32, C)(torch.randn(300, 5, 64), torch.randn(300, 5, 64), torch.ones(300, 1, 1, 5, dtype=torch.bool))
+    power = np.square(dctn(V.detach().double().numpy(), axes=(2, 3), norm='ortho')).mean((0, 1))
+    assert power[:4, :4].sum() / power.sum() > 1 - 1e-9
+    assert power[0, 1] / power[0, 2] == pytest.approx(4, rel=0.3)
+    assert power[1, 1] / power[3, 3] == pytest.approx(9, rel=0.4)
+    assert 0.4 < V.square().mean() < 0.9
 
 
-@pytest.mark.parametrize('head', HEADS)
-def test_the_low_frequencies_of_a_canvas_are_the_sketch_alone(head):
-    net, x = encoder(**HEADS[head] | {'coarse': 4}), sentences([5, 9, 3])
-    V, sketch = net(x), net(x, fine=False)
-    assert close(net.low(V), net.low(sketch)) and close(net.low.canvas(net.low(sketch)), sketch)
-    assert (V - sketch).std() > 0.01, 'and there is a fine part'
-    readout = Readout(C, Z, 16, SIZE, coarse=4).eval()
-    assert close(readout(V), readout(sketch)), 'which z does not see'
-    soft = F.one_hot(x, VOCAB).float()
-    assert close(net(x, soft=soft), V) and close(net(x, soft=soft, fine=False), sketch)
-    assert close(net(F.pad(x, (0, 4)), fine=False), sketch), 'padding is not looked at'
-    net(x).square().sum().backward()
-    assert not without_gradient(net)
+def test_the_gist_of_soft_tokens_is_that_of_the_tokens():
+    net, x = encoder(query_grid=4, gist=3), sentences([5, 9, 3])
+    assert close(net(x, soft=F.one_hot(x, VOCAB).float()), net(x))
+    other = encoder(query_grid=4)
+    other.load_state_dict({key: value for key, value in net.state_dict().items() if 'gist' not in key})
+    assert (net(x) - other(x)).std() > 0.1
 
 
 def test_attention_that_is_aligned_begins_at_the_same_place():
@@ -618,8 +613,8 @@ def test_unet_learns_the_noise_of_one_canvas():
 SETTINGS = runtime.Config(
     vocab_size=VOCAB, channels=C, size=16, query_grid=4, dim=16, layers=1, heads=2, hidden=24, cross_layers=1,
     cross_hidden=20, smoothing=False, slots=0, max_length=12, rec_dim=32, rec_layers=1, patch=4, z_dim=Z,
-    readout_hidden=10, coarse=4, aligned=True, dec_dim=24, dec_layers=2, dec_heads=3, dec_hidden=28, unet_dim=8,
-    dropout=0.2, dec_dropout=0.3, learning_rate=1.0)
+    readout_hidden=10, pyramid=True, gist=4, aligned=True, dec_dim=24, dec_layers=2, dec_heads=3, dec_hidden=28,
+    unet_dim=8, dropout=0.2, dec_dropout=0.3, learning_rate=1.0)
 ALL = ('auxiliary', 'encoder', 'readout', 'decoder', *CONTROLS, 'unet')
 
 
@@ -677,7 +672,7 @@ def test_sizes_are_what_fixes_the_shapes_of_weights():
     ({'rec_dim': 24}, '--rec_dim=24: expects a multiple of 16'), ({'dec_dim': 27}, '--dec_dim=27'),
     ({'dec_dim': 20}, 'multiple of 6'), ({'size': 8}, '--size=8: expects a multiple of 8, at least 16'),
     ({'size': 20}, '--size=20'), ({'query_grid': 3}, "--query_grid=3: expects a divisor of the canvas's side, 16"),
-    ({'patch': 5}, '--patch=5'), ({'coarse': 17}, '--coarse=17: expects at most --size=16')])
+    ({'patch': 5}, '--patch=5'), ({'gist': 17}, '--gist=17: expects at most --size=16')])
 def test_sizes_that_do_not_fit_are_named(change, words):
     assert size_error(SETTINGS) == ''
     error = size_error(runtime.Config(SETTINGS | change))

@@ -293,7 +293,7 @@ def test_help_shows_what_a_phase_takes_over_and_where_it_was_set(here, capsys):
 
 @pytest.mark.parametrize('phase, word, made', [
     ('p2', '--dim=64', 'p1'), ('p2', '--vocab_size=512', 'p1'), ('p3', '--z_dim=64', 'p2'),
-    ('p4', '--coarse=0', 'p1'), ('p5', '--dec_layers=2', 'p4'), ('p6', '--channels=3', 'p1')])
+    ('p4', '--pyramid=false', 'p2'), ('p5', '--dec_layers=2', 'p4'), ('p6', '--channels=3', 'p1')])
 def test_a_size_of_nets_that_are_there_is_refused_in_one_line(here, capsys, phase, word, made):
     key, _, _ = word.removeprefix('--').partition('=')
     before = load(f'out/p{int(phase[1]) - 1}')['arch'][key]
@@ -684,11 +684,11 @@ def test_stages_end_and_pairs_are_mined_on_two_ranks_as_on_one(here, two_ranks, 
 
 OPTIONS = {
     'P1 of the plan': ('p1', ['--lambda_rec=0.0', '--lambda_common=0.0', '--lambda_lattice=0.0', '--blur_steps=2',
-                              '--coordinate_steps=2', '--smoothing=true', '--coarse=0', '--aligned=false']),
+                              '--coordinate_steps=2', '--smoothing=true', '--gist=0', '--aligned=false']),
     'coordinates for a step only': ('p1', ['--coordinate_steps=1', '--prior_gate=0.0', '--query_grid=32', '--dim=16']),
     'slots': ('p1', ['--slots=3']),
     'P2 of the plan': ('p2', ['--staged=false', '--anchors=false', '--negatives=0', '--lambda_vicreg=0.1',
-                              '--lambda_barlow=0.1', '--mask_false_negatives=false',
+                              '--lambda_barlow=0.1', '--pyramid=false', '--mask_false_negatives=false',
                               '--mine_every=0']),
     'P3 of the plan': ('p3', ['--lambda_rec=0.0', '--anchors=false', '--mine_at_start=false']),
     'no family left out': ('p2', ['--leave_out=', '--negatives=3', '--lambda_rec=0.0']),
