@@ -60,9 +60,8 @@ PRESETS = {
 ENGLISH = '--vocab_size=2048 --random_tokens=0.1 --joined=0.5'
 PRESETS['english'] = {
     'p1': f'{ENGLISH} --query_grid=8 --patch=4 --dim=192 --layers=2 --heads=6 --hidden=768 --cross_layers=1 '
-          '--cross_hidden=384 '
-          '--rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=32 --prior_samples=16 '
-          f'{PRIORS} --ema_decay=0.99 ' + steps(1000, 200, 100, 1.5e-3),
+          '--cross_hidden=384 --rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=32 --prior_samples=16 '
+          f'{PRIORS} --ema_decay=0.99 ' + steps(800, 200, 100, 1.5e-3),
     'p2': '--batch_size=128 --negatives=1 --rec_samples=16 --temperature=0.05 --leave_out= --mine_every=0 '
           + steps(800, 50, 200, 1e-3),
     'p3': f'{LATTICE[0]} --batch_size=32 --rec_samples=32 ' + steps(100, 20, 50, 5e-4),
