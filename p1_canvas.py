@@ -42,8 +42,8 @@ cross_layers = 2          # >= 1: blocks in which the queries read the tokens
 cross_hidden = 768        # >= 1: their FFN width
 dropout = 0.1             # 0 to 1: of the encoder and the auxiliary decoder
 smoothing = False         # depthwise 3x3 + 1x1 head against checkerboards
-gist = 4                  # >= 0: the lowest gist x gist frequencies of V get a coarse picture of the words; 0 is the plan
-aligned = True            # half of the heads between tokens and canvas begin in the order of reading; false is the plan
+gist = 0                  # >= 0: the lowest gist x gist frequencies of V also get a picture of the words (English: 4)
+aligned = False           # half of the heads between tokens and canvas begin in the order of reading: for English
 slots = 0                 # >= 0: slot attention and Gaussian splats instead of the query grid (the plan's K = 6)
 rec_dim = 256             # width of the auxiliary decoder
 rec_layers = 2            # >= 1

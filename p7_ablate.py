@@ -74,8 +74,6 @@ ABLATIONS = {
     'lattice (ours)': dict.fromkeys(('p1', 'p3', 'p5'), '--lambda_lattice=0'),      # P3 and P5 set it themselves
     'mined pairs (ours)': {'p2': '--mine_every=0', 'p3': '--mine_at_start=false'},
     'anchors (ours)': {'p2': '--anchors=false'},
-    'alignment (ours)': {'p1': '--aligned=false'},
-    'gist (ours)': {'p1': '--gist=0'},
     'paraphrase training (ours)': {'p4': '--paraphrase_share=0'}}
 AGAINST = {'counterfactual negatives': 'stages (ours)'}     # what a row is compared with, if not with the baseline
 SLOPES = {f'slope {alpha}': alpha for alpha in (1.2, 1.6, 2.4)}               # the baseline's is 2

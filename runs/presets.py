@@ -25,7 +25,7 @@ PRESETS = {
     'cpu': {
         'p1': f'{GRAMMAR} --vocab_size=768 --query_grid=8 --patch=4 --dim=128 --layers=3 --heads=4 --hidden=256 '
               '--cross_layers=2 --cross_hidden=256 --rec_dim=128 --rec_layers=2 --dropout=0 --batch_size=64 '
-              f'--prior_samples=32 {PRIORS} --ema_decay=0.99 --log_every=20 ' + steps(500, 50, 100, 2e-3),
+              f'--prior_samples=32 {PRIORS} --ema_decay=0.99 --log_every=20 ' + steps(800, 50, 100, 2e-3),
         'p2': f'--batch_size=16 --rec_samples=48 {CONTRAST} ' + steps(2000, 50, 250, 1e-3),
         'p3': f'{LATTICE[0]} ' + steps(300, 20, 100, 5e-4),
         'p4': '--dec_dim=128 --dec_layers=2 --dec_heads=4 --dec_hidden=256 --dec_dropout=0 --batch_size=64 '
@@ -56,8 +56,9 @@ PRESETS = {
               + steps(4, 1, 2, 1e-4)}}
 
 # Ordinary English (runs/english.sh). A small vocabulary, so that few tokens are rare; sentences joined and tokens replaced,
-# so that long sentences and rare tokens are read too (docs/LOG.md). P1 is measured; P2 to P6 are first guesses.
-ENGLISH = '--vocab_size=2048 --random_tokens=0.1 --joined=0.5'
+# so that long sentences and rare tokens are read too; attention aligned, or reading is learnt ten times later; a gist
+# of the words, or contrast finds its pairs late (docs/LOG.md).
+ENGLISH = '--vocab_size=2048 --random_tokens=0.1 --joined=0.5 --aligned=true --gist=4'
 PRESETS['english'] = {
     'p1': f'{ENGLISH} --query_grid=8 --patch=4 --dim=192 --layers=2 --heads=6 --hidden=768 --cross_layers=1 '
           '--cross_hidden=384 --rec_dim=192 --rec_layers=3 --dropout=0 --batch_size=32 --prior_samples=16 '
@@ -83,8 +84,7 @@ PRESETS['english_long'] = {
 # families constructed; three: scenes of three things, whose stages come twice.
 PRESETS['plan'] = {
     'p1': '--lambda_cov=0.05 --lambda_var=0.05 --lambda_tv=0.1 --lambda_wavelet=0.1 --lambda_common=0 '
-          '--lambda_lattice=0 --prior_gate=0 --prior_ramp=0 --simple_share=0 --lambda_rec=0 --canvas_noise=0 '
-          '--gist=0 --aligned=false',
+          '--lambda_lattice=0 --prior_gate=0 --prior_ramp=0 --simple_share=0 --lambda_rec=0 --canvas_noise=0',
     'p2': '--staged=false --pyramid=false --mine_every=0 --anchors=false --leave_out= --temperature=0.07',
     'p3': '--lambda_lattice=0 --mine_at_start=false',
     'p4': '--paraphrase_share=0',

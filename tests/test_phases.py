@@ -684,9 +684,10 @@ def test_stages_end_and_pairs_are_mined_on_two_ranks_as_on_one(here, two_ranks, 
 
 OPTIONS = {
     'P1 of the plan': ('p1', ['--lambda_rec=0.0', '--lambda_common=0.0', '--lambda_lattice=0.0', '--blur_steps=2',
-                              '--coordinate_steps=2', '--smoothing=true', '--gist=0', '--aligned=false']),
+                              '--coordinate_steps=2', '--smoothing=true']),
     'coordinates for a step only': ('p1', ['--coordinate_steps=1', '--prior_gate=0.0', '--query_grid=32', '--dim=16']),
     'slots': ('p1', ['--slots=3']),
+    'as on English': ('p1', ['--aligned=true', '--gist=4', '--joined=0.5', '--random_tokens=0.1']),
     'P2 of the plan': ('p2', ['--staged=false', '--anchors=false', '--negatives=0', '--lambda_vicreg=0.1',
                               '--lambda_barlow=0.1', '--pyramid=false', '--mask_false_negatives=false',
                               '--mine_every=0']),
