@@ -417,14 +417,14 @@ def altered(x, begins, u, config):
     return x.gather(-1, place.argsort(dim=-1))
 
 
-def spread(index, sentences, count):
+def spread(index, sentences, count, every=1):
     """`count` of the `sentences` flattened rows (variants, views) of n scenes, in turn -> (count * n,), the first of
     every scene, then the second, ...: neighbours are of different scenes, as the prior on what unrelated canvases share
     wants them. index (n,): which scenes of the whole batch these are, so that the same rows are taken however it is
-    split."""
+    split. every: of so many scenes one."""
     turn = torch.arange(count, device=index.device)[:, None]
     return (torch.arange(len(index), device=index.device) * sentences
-            + (index + turn * (sentences // count)) % sentences).flatten()            # (count*n,)
+            + (index // every + turn * (sentences // count)) % sentences)[:, ::every].flatten()      # (count*n/every,)
 
 
 def _folder(config):

@@ -39,20 +39,20 @@ def alignment(heads, queries, keys):
     return -slopes[:, None, None] * (queries[:, None] - keys).abs()
 
 
-def attend(q, k, v, mask=None, dropout=0.0, maps=False, bias=None):
-    """softmax(q kᵀ / √d + bias) v -> (output, weights or None). mask (broadcastable, bool): where attention may go.
+def attend(q, k, v, mask=None, dropout=0.0, maps=False):
+    """softmax(q kᵀ / √d) v -> (output, weights or None). mask (broadcastable) is True where attention may go, or a float
+    that is added to the scores.
     q may have batch 1, queries that do not depend on the sample (a batched product copies them). On a CPU explicit
     products are half the time of the fused kernel's backward; on CUDA the fused kernel wins, unless the weights are
     asked for (maps)."""
     if q.is_cuda and not maps:
         q = q.expand(k.shape[0], -1, -1, -1)
-        if bias is not None:
-            mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -1e4)
+        mask = mask.to(q.dtype) if mask is not None and mask.is_floating_point() else mask
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                     # (B, heads, Tq, Tk)
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    if mask is not None:
+    if mask is not None and mask.is_floating_point():
+        scores = scores + mask.to(scores.dtype)
+    elif mask is not None:
         scores = scores.masked_fill(~mask, -1e4)                                 # finite: a row of padding stays finite
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
     return F.dropout(weights, dropout) @ v, weights
@@ -79,10 +79,10 @@ class Attention(nn.Module):
     def keys_values(self, source):
         return self.split(self.key(source)), self.split(self.value(source))
 
-    def forward(self, q, k, v, mask=None, maps=False, bias=None):
+    def forward(self, q, k, v, mask=None, maps=False):
         """q (B, heads, Tq, d), k and v (B, heads, Tk, d), already projected -> (B, Tq, D), weights
         (B, heads, Tq, Tk)."""
-        y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, maps, bias)
+        y, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, maps)
         B, _, T, _ = y.shape
         return self.out(y.transpose(1, 2).reshape(B, T, -1)), weights
 
@@ -121,9 +121,8 @@ class CrossBlock(nn.Module):
         self.norm, self.attention = nn.LayerNorm(dim), Attention(dim, heads, dropout)
         self.drop, self.mlp = nn.Dropout(dropout), feed_forward(dim, hidden, dropout)
 
-    def forward(self, x, k, v, mask=None, maps=False, bias=None):
-        q = self.attention.split(self.attention.query(self.norm(x)))
-        y, weights = self.attention(q, k, v, mask, maps, bias)
+    def forward(self, x, k, v, mask=None, maps=False):
+        y, weights = self.attention(self.attention.split(self.attention.query(self.norm(x))), k, v, mask, maps)
         x = x + self.drop(y)
         return x + self.mlp(x), weights
 
@@ -191,10 +190,13 @@ class TextEncoder(nn.Module):
             V = self.slots(h, mask)
         else:
             q = self.place_conv(self.place).flatten(2).transpose(1, 2)           # (1, g*g, D): same for every sample
-            places = torch.arange(q.shape[1], device=x.device) * (self.max_length / q.shape[1])
-            bias = alignment(self.heads, places, torch.arange(x.shape[1], device=x.device)) if self.aligned else None
+            looks = mask
+            if self.aligned:
+                places = torch.arange(q.shape[1], device=x.device) * (self.max_length / q.shape[1])
+                bias = alignment(self.heads, places, torch.arange(x.shape[1], device=x.device))
+                looks = bias.masked_fill(~mask, -1e4)                            # (B, heads, g*g, T)
             for block in self.cross:
-                q, weights = block(q, *block.attention.keys_values(h), mask, maps, bias)
+                q, weights = block(q, *block.attention.keys_values(h), looks, maps)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
             V = self.paint(q)
         V = V if self.smooth is None else V + self.smooth(V)
@@ -206,10 +208,10 @@ class TextEncoder(nn.Module):
 
 
 class Gist(nn.Module):
-    """A coarse picture of the words of a sentence, whatever their order: a weighted mean of their embeddings (B, T, D),
-    painted in the lowest count x count spatial frequencies -> (B, channels, size, size). The blocks over the tokens
-    turn words into places, where contrast would have to find the words again (docs/LOG.md). Amplitudes fall as 1/f, as
-    in natural images."""
+    """A coarse picture of the words of a sentence, hardly of their order: a weighted mean of their embeddings
+    (B, T, D), painted in the lowest count x count spatial frequencies -> (B, channels, size, size). The blocks over the
+    tokens turn words into places, where contrast would have to find the words again (docs/LOG.md). Amplitudes fall as
+    1/f, as in natural images."""
 
     def __init__(self, dim, count, size, channels):
         super().__init__()
@@ -413,16 +415,16 @@ class TextDecoder(nn.Module):
         mask = (None if cache is not None and T == 1                # one token, which may look at all before it
                 else torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start))
         h, attention = self.drop(self.embedding(x) + self.position(positions)), []
-        turn, bias = rotation(positions, h.shape[-1] // self.heads), None
+        turn, looks = rotation(positions, h.shape[-1] // self.heads), None
         if memory is not None and self.cells:
             places = torch.arange(self.cells, device=x.device) * (self.max_length / self.cells)
-            bias = alignment(self.heads, positions.repeat(len(x) // len(memory[0][0])), places)
-            bias = F.pad(bias, (0, memory[0][0].shape[2] - self.cells))               # z has no place
+            looks = alignment(self.heads, positions.repeat(x.shape[0] // memory[0][0].shape[0]), places)
+            looks = F.pad(looks, (0, memory[0][0].shape[2] - self.cells))             # z has no place
         for layer, block in enumerate(self.blocks):
             h = block(h, mask, turn, None if cache is None else cache[layer], start)
             if memory is not None:
                 k, v = memory[layer]                                  # all sentences of a canvas look at it at once
-                y, weights = self.cross[layer](h.view(k.shape[0], -1, h.shape[2]), k, v, maps=maps, bias=bias)
+                y, weights = self.cross[layer](h.view(k.shape[0], -1, h.shape[2]), k, v, looks, maps)
                 h = y.view_as(h)
                 attention.append(weights)
         # Cheaper than masking the logits; no larger than it must be, for all digits of a sum count in the exports.
@@ -469,7 +471,7 @@ class TextDecoder(nn.Module):
 
 # ---- from the settings of a run --------------------------------------------------------------------------------------
 
-# The settings that fix the shapes of weights: a checkpoint holds them, and later phases cannot change them.
+# The settings that fix the shapes of weights, or what they do: a checkpoint holds them, no later phase changes them.
 SIZES = ('vocab_size', 'channels', 'size', 'query_grid', 'dim', 'layers', 'heads', 'hidden', 'cross_layers',
          'cross_hidden', 'smoothing', 'slots', 'max_length', 'rec_dim', 'rec_layers', 'patch', 'z_dim',
          'readout_hidden', 'pyramid', 'gist', 'aligned', 'dec_dim', 'dec_layers', 'dec_heads', 'dec_hidden', 'unet_dim')
@@ -489,11 +491,15 @@ def size_error(config):
                     f'{heads} heads (rotary positions turn pairs)')
     if config['size'] < 16 or config['size'] % 8:
         return f"--size={config['size']}: expects a multiple of 8, at least 16 (wavelets and readout halve it)"
-    if config['gist'] > config['size']:
-        return f"--gist={config['gist']}: expects at most --size={config['size']}, which has no more frequencies"
     for part in ('query_grid', 'patch'):
         if config['size'] % config[part]:
             return f"--{part}={config[part]}: expects a divisor of the canvas's side, {config['size']}"
+    if config['aligned'] and (config['slots'] or config['query_grid'] * config['patch'] != config['size']
+                              or min(config['heads'], config.get('dec_heads', 2)) < 2):
+        return ('--aligned=true: expects --slots=0, two heads at least, and --query_grid times --patch to be --size, so '
+                'that the cells that are painted are those that are read')
+    if config['gist'] > config['size']:
+        return f"--gist={config['gist']}: expects at most --size={config['size']}, which has no more frequencies"
     return ''
 
 

@@ -97,8 +97,8 @@ def replace_tokens(x, share, vocabulary, generator):
 
 
 def join(x, share, longest):
-    """Sentences x (B, ..., T), the first `share` of the rows each with the next row's behind it, cut to `longest` tokens
-    -> (B, ..., up to 2 T)."""
+    """Sentences x (B, ..., T), the first `share` of the rows each with the next row's behind it, cut to `longest`
+    tokens -> (B, ..., up to 2 T)."""
     B, T = len(x), x.shape[-1]
     place = torch.arange(min(2 * T, longest), device=x.device)                        # (T2,)
     behind = place - (x >= data.SPECIALS).sum(-1, keepdim=True)                       # (B, ..., T2): after the words

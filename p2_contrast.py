@@ -54,7 +54,8 @@ more_come_in = 0.95       # the same at which scenes of the fewest things are ma
 mine_every = 500          # steps between searches for the scenes that z confuses, which then fill most of the batch (in
                           # stages of free paraphrases); 0 is the plan
 # what goes on from P1
-rec_samples = 128         # >= 1: sentences a step (all ranks) that the auxiliary decoder reads
+rec_samples = 256         # >= 1: sentences a step (all ranks) that the auxiliary decoder reads (in P3 one a scene at
+                          # least): as many of each scene, or one of every so many scenes
 # optimisation; here, in P3, P5 and P6 grad_accum works by gradient caching: the contrast always sees the whole batch
 learning_rate = 2e-4
 warmup_steps = 200
@@ -213,6 +214,9 @@ def main():
     runtime.compile_nets(nets, run)
     batch_size, parts = config.batch_size, run.world * config.grad_accum
     every = max(1, batch_size // rec_samples)      # of so many scenes one is read, the same ones however it is split
+    if batch_size // parts % every:
+        runtime.fail(f'--rec_samples={rec_samples}: one of {every} scenes would be read, which does not divide the '
+                     f'{batch_size // parts} of a part (batch_size {batch_size}, ranks and grad_accum {parts})')
     stride = max(1, batch_size // every // config.prior_samples)                      # of those, what the priors see
 
     def embed_part(part):
@@ -223,8 +227,8 @@ def main():
     def forward(part):
         """A part of a batch -> z (n, K, views, E), the losses that need no other sentence, and their terms."""
         x, noise = part.x.flatten(0, 2), part.draws['noise']                          # (n*K*views, T), (n, read, ...)
-        read = data.spread(part.index, len(x) // len(part.x), noise.shape[1])[::every]
-        noise = noise.transpose(0, 1).flatten(0, 1)[::every]
+        read = data.spread(part.index, len(x) // len(part.x), noise.shape[1], every)
+        noise = noise[::every].transpose(0, 1).flatten(0, 1)                          # (n*read/every, C, H, W)
         with run.autocast():
             V = nets.encoder(x)
             z, V = nets.readout(V), V[read]

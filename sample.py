@@ -2,12 +2,13 @@
 
     python sample.py --text="two red cubes are under a blue ball"          # paraphrases, counterfactuals, a figure
     python sample.py --text="a red cube is on a ball" --text2="..."        # cosine, and a walk between the canvases
+    python sample.py --model=english --text="She put the slippers under the bed."
     python sample.py --interactive=true                                    # the same for every line typed
     python sample.py --draw=8 --init_from=out/p6/ckpt.pt                   # sentences read in canvases drawn from noise
     python sample.py --embed=sentences.txt --out=z.npy                     # (lines, 256) float32 of unit norm
 In Python: `TextCanvas().encode(['a red cube is on a blue ball'])`.
 
-Reads:  pretrained/model.pt, or the last P5 or P6 in out/ that has ended
+Reads:  pretrained/model.pt or pretrained/english/model.pt, or the last P5 or P6 in out/ that has ended
 Writes: out/sample/*.png, or the file named by --out
 """
 import os
@@ -25,9 +26,10 @@ import data
 import english
 import grammar
 import runtime
-from model import BOS, PARA, build
+from model import BOS, PARA, SIZES, build
 
 init_from = ''            # a checkpoint of P5 or P6; '' is the newest in out/, or else the model that comes with this
+model = ''                # english: the model of ordinary English that comes with this, in pretrained/english
 text = ''                 # a sentence
 text2 = ''                # another one, to compare it with
 interactive = False       # ask for sentences until an empty line
@@ -52,13 +54,21 @@ LONGEST_LINE = 10_000     # characters of a line that are looked at: far more th
 HOLDS = 'step', 'arch', 'config', 'ema', 'state'
 
 
+def shipped(name):
+    """The file of a model in pretrained/; SystemExit(2), after one line, if there is none of that name."""
+    folder = Path(__file__).parent / 'pretrained'
+    if not (folder / name / 'model.pt').is_file():
+        names = [path.parent.name for path in folder.glob('*/model.pt')]
+        runtime.fail(f"--model={name}: pretrained/ has {' and '.join(names) or 'no model with a name'}")
+    return folder / name / 'model.pt'
+
+
 def newest():
     """The checkpoint of P5 or P6 in out/ that ended last, or the model that comes with the repository if that is newer
     or there is none."""
     ended = [path for path in (Path('out/p5/ckpt.pt'), Path('out/p6/ckpt.pt')) if path.with_name('gate.json').is_file()]
-    shipped = Path(__file__).parent / 'pretrained' / 'model.pt'
-    found = [path for path in (shipped, *ended) if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=shipped)
+    here = Path(__file__).parent / 'pretrained' / 'model.pt'
+    return max((path for path in (here, *ended) if path.is_file()), key=lambda path: path.stat().st_mtime, default=here)
 
 
 class TextCanvas:
@@ -72,6 +82,8 @@ class TextCanvas:
         checkpoint = runtime.load_checkpoint(self.path, ('p5', 'p6'), 'bash runs/cpu.sh', HOLDS)
         self.device, self.arch, self.phase = runtime.find_device(device), checkpoint['arch'], checkpoint['phase']
         self.config, self.step = runtime.Config(checkpoint['config']), checkpoint['step']
+        if missing := sorted({*SIZES} - {*self.config, 'unet_dim'}):
+            runtime.fail(f'{self.path} is older than the scripts: it has no {", ".join(missing)}; run the phases again')
         self.checked = not self.config.corpus                                 # learnt the built-in grammar
         self.has_prior = self.config.get('lambda_prior', 0) > 0               # P6, and not its control
         bf16 = runtime.find_dtype(dtype, self.device) == torch.bfloat16
@@ -328,21 +340,23 @@ def main():
         runtime.fail(f'--top_p={top_p} --walk={walk}: expects more than 0 and at most 1; at least 2 canvases')
     if embed and not Path(embed).is_file():
         runtime.fail(f'--embed={embed}: no such file')
-    model = TextCanvas(init_from, device, dtype)
-    print(f'model        {shown(model.path)} ({model.phase.upper()}, step {model.step})')
+    if model and init_from:
+        runtime.fail(f'--model={model} --init_from={init_from}: expects one of them')
+    trained = TextCanvas(shipped(model) if model else init_from, device, dtype)
+    print(f'model        {shown(trained.path)} ({trained.phase.upper()}, step {trained.step})')
     generator = torch.Generator().manual_seed(seed)
     if not embed:
         torch.set_num_threads(1)                           # a sentence or two: threads mostly wait for one another
     if embed:
-        embed_file(model, embed, out, canvas)
+        embed_file(trained, embed, out, canvas)
     if draw:
-        if not model.has_prior:
-            runtime.fail(f'{shown(model.path)} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
-        draw_canvases(model, draw, generator)
+        if not trained.has_prior:
+            runtime.fail(f'{shown(trained.path)} has no diffusion prior: --draw needs --init_from=out/p6/ckpt.pt')
+        draw_canvases(trained, draw, generator)
     if text:
-        describe(model, text, generator)
+        describe(trained, text, generator)
         if text2:
-            compare(model, grammar.normalize(text), grammar.normalize(text2))
+            compare(trained, grammar.normalize(text), grammar.normalize(text2))
     while interactive:
         try:
             line = input('sentence> ')
@@ -353,7 +367,7 @@ def main():
             continue
         if not line.strip():
             break
-        describe(model, line, generator)
+        describe(trained, line, generator)
 
 
 if __name__ == '__main__':

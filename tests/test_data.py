@@ -1217,3 +1217,8 @@ def test_spread_takes_the_same_rows_however_the_batch_is_split():
         parts = [data.spread(part, each, m).view(m, 4) + each * part[0] for part in index.split(4)]
         assert torch.equal(torch.cat(parts, dim=1).flatten(), whole)
     assert len(set((data.spread(index, 6, 1) % 6).tolist())) == 6, 'all variants and views have their turn'
+    for each in (4, 6):                                             # of every second scene alone
+        whole = data.spread(torch.arange(24), each, 1, every=2)
+        assert (whole // each).tolist() == list(range(0, 24, 2)) and len(set((whole % each).tolist())) == each
+        parts = [data.spread(part, each, 1, every=2) + each * part[0] for part in torch.arange(24).split(4)]
+        assert torch.equal(torch.cat(parts), whole)

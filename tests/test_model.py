@@ -124,10 +124,10 @@ def test_attend_on_cuda_is_attend_on_cpu():
     q, k, v = torch.randn(1, 4, 5, 8), torch.randn(3, 4, 7, 8), torch.randn(3, 4, 7, 8)
     mask = torch.ones(3, 1, 1, 7, dtype=torch.bool)
     mask[1, ..., 4:] = False
-    expected = attend(q, k, v, mask)[0]
-    for maps in (False, True):
-        y, weights = attend(*(tensor.cuda() for tensor in (q, k, v, mask)), maps=maps)
-        assert close(y.cpu(), expected, 1e-3) and (weights is not None) == maps
+    for mask in (mask, alignment(4, torch.arange(5), torch.arange(7)).masked_fill(~mask, -1e4)):
+        for maps in (False, True):
+            y, weights = attend(*(tensor.cuda() for tensor in (q, k, v, mask)), maps=maps)
+            assert close(y.cpu(), attend(q, k, v, mask)[0], 1e-3) and (weights is not None) == maps
 
 
 def test_attention_starts_far_from_uniform():
@@ -309,10 +309,10 @@ def test_attention_that_is_aligned_begins_at_the_same_place():
     assert torch.equal(bias[:2, 6].argmax(-1), torch.tensor([3, 3])) and (bias[0] <= bias[1]).all()
     assert not bias[2:].any(), 'the other half looks anywhere'
     q, k, v = torch.zeros(1, 4, 16, 8), torch.randn(2, 4, 8, 8), torch.eye(8).expand(2, 4, 8, 8)
-    y, weights = attend(q, k, v, bias=bias)
+    y, weights = attend(q, k, v, bias)
     assert close(weights[0], bias.softmax(-1)) and close(y, weights)
     mask = torch.tensor([True] * 3 + [False] * 5)
-    assert not attend(q, k, v, mask, bias=bias)[1][..., 3:].any()
+    assert not attend(q, k, v, bias.masked_fill(~mask, -1e4))[1][..., 3:].any()
 
 
 @pytest.mark.parametrize('memory', MEMORIES)
@@ -672,7 +672,8 @@ def test_sizes_are_what_fixes_the_shapes_of_weights():
     ({'rec_dim': 24}, '--rec_dim=24: expects a multiple of 16'), ({'dec_dim': 27}, '--dec_dim=27'),
     ({'dec_dim': 20}, 'multiple of 6'), ({'size': 8}, '--size=8: expects a multiple of 8, at least 16'),
     ({'size': 20}, '--size=20'), ({'query_grid': 3}, "--query_grid=3: expects a divisor of the canvas's side, 16"),
-    ({'patch': 5}, '--patch=5'), ({'gist': 17}, '--gist=17: expects at most --size=16')])
+    ({'patch': 5}, '--patch=5'), ({'gist': 17}, '--gist=17: expects at most --size=16'),
+    ({'query_grid': 2}, '--aligned=true: expects'), ({'slots': 2}, '--aligned=true'), ({'heads': 1}, '--aligned=true')])
 def test_sizes_that_do_not_fit_are_named(change, words):
     assert size_error(SETTINGS) == ''
     error = size_error(runtime.Config(SETTINGS | change))

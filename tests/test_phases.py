@@ -969,6 +969,22 @@ def test_sample_takes_the_newest_model_that_has_ended(tmp_path, monkeypatch):
     assert sample.newest() == p5
 
 
+@pytest.mark.parametrize('words, message', [
+    (['--model=klingon'], '--model=klingon: pretrained/ has english\n'),
+    (['--model=english', '--init_from=out/p6/ckpt.pt'], '--model=english --init_from=out/p6/ckpt.pt: expects one of')])
+def test_sample_names_the_models_that_it_has(here, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        run([str(ROOT / 'sample.py'), '--text=a cat', '--figures=', *words])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_sample_reads_ordinary_english_with_the_model_that_comes_with_it(here, capsys):
+    run([str(ROOT / 'sample.py'), '--model=english', '--text=She put the slippers under the bed.', '--figures=',
+         '--device=cpu'])
+    said = 'she put the slippers under the bed'
+    assert f'read as      {said}\nsaid again   {said}\n' in capsys.readouterr().out
+
+
 def test_sample_speaks_without_being_told_which_model(here, capsys):
     run([str(ROOT / 'sample.py'), '--text=a red cube is on a blue ball', '--figures=', '--device=cpu'])
     assert capsys.readouterr().out.startswith('model        out/p6/ckpt.pt (P6, step 2)\nread as      a red cube')

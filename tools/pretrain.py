@@ -6,6 +6,7 @@ rounded to 16 bits. What the rounding costs is measured on the test scenes.
 Reads:  out/p1 ... out/p6
 Writes: pretrained/model.pt, onnx/ (for playground/), gates.json, gates.txt, README.md
     bash runs/cpu.sh && python -m tools.pretrain
+    bash runs/english.sh && python -m tools.pretrain --out=out/english --to=pretrained/english --onnx=false
 """
 import shlex
 from pathlib import Path
@@ -22,6 +23,7 @@ from tools.export import export
 
 out = 'out'               # the folder that holds the run folders of the chain
 to = 'pretrained'         # where it is written
+onnx = True               # also export it for playground/
 map_scenes = 400          # of the ONNX export, see tools/export.py
 dtype = 'auto'            # autocast while it is measured, as of the phases
 config = runtime.configure(globals())
@@ -78,9 +80,7 @@ README = '''# The model that comes with the repository
 
 Made by `tools/pretrain.py` from a run of all phases, trained on {sentences}. {choice}
 
-- `model.pt`: its settings and its averaged weights ({nets}), rounded to 16 bits. `sample.py` uses it as long as `out/`
-  holds no newer model.
-- `onnx/`: the same for the [playground](../playground/README.md).
+- `model.pt`: its settings and its averaged weights ({nets}), rounded to 16 bits. {use}
 - `gates.json`, `gates.txt`: what each phase was asked and reached.
 
 To make it again:
@@ -110,12 +110,19 @@ def readme(checkpoint, folders, choice, table):
     facts = {folder.name: plot.read_json(folder / 'run.json', ('argv', 'hardware', 'dtype', 'versions'))
              for folder in folders}
     chain, here = [f'--out={out}'] * (out != 'out'), [f'--to={to}'] * (to != 'pretrained')
-    again = ['bash', 'runs/cpu.sh', *chain], ['python', '-m', 'tools.pretrain', *chain, *here]
+    english, file = settings['corpus'], [] if Path(settings['corpus']).stem == 'wordnet' else [settings['corpus']]
+    run = ['bash', 'runs/english.sh', *file, *chain] if english else ['bash', 'runs/cpu.sh', *chain]
+    again = run, ['python', '-m', 'tools.pretrain', *chain, *here, *['--onnx=false'] * (not onnx)]
+    named = Path(to).parent == Path('pretrained')
+    use = (f'For `sample.py --model={Path(to).name}`.' if named else f'For `sample.py --init_from={to}/model.pt`.'
+           if here else '`sample.py` uses it as long as `out/`\n  holds no newer model.')
+    if onnx:
+        use += '\n- `onnx/`: the same for the playground, `python -m playground`.'
     sizes = {name: sum(map(torch.numel, weights.values())) / 1e6 for name, weights in checkpoint['ema'].items()}
     grammar = f"{settings['num_scenes']} scenes of the built-in grammar, complexity {settings['complexity']}"
     return README.format(
         sentences=settings['corpus'] or grammar, choice=choice, table=table,
-        nets=', '.join(f'{name} {size:.2f}M' for name, size in sizes.items()),
+        use=use, nets=', '.join(f'{name} {size:.2f}M' for name, size in sizes.items()),
         again=' && '.join(map(shlex.join, again)), phase=phase.upper(), step=checkpoint['step'],
         commit=runtime.short(checkpoint['commit']), hardware=facts[phase]['hardware'],
         dtype=facts[phase]['dtype'].removeprefix('torch.'), torch=facts[phase]['versions']['torch'],
@@ -134,7 +141,8 @@ def main():
     text = data.load(runtime.Config(checkpoint['config']), checkpoint=checkpoint)
     model.parent.mkdir(parents=True, exist_ok=True)
     runtime.write_checkpoint(model, rounded(checkpoint))
-    export(model, Path(to, 'onnx'), halved=True, scenes=map_scenes)
+    if onnx:
+        export(model, Path(to, 'onnx'), halved=True, scenes=map_scenes)
     table = cost_table(*(measure(path, last_evaluations(trained.parent), text) for path in (trained, model)))
     print(table)
     runtime.write_json(Path(to, 'gates.json'), gates)
