@@ -2,8 +2,8 @@
 # The whole chain, P1 to P6, on ordinary English: --corpus of your own, or the example sentences of WordNet.
 #   bash runs/english.sh [FILE.txt or FILE.jsonl] [--out=out/english] [--seed=0] [--long=false]
 # FILE: a sentence a line, or rows as the README has them. Without one it takes WordNet's, which need WordNet
-# (python -m tools.wordnet says how to get it). --long=true: four to eight times the steps. How good either is has been
-# measured of P1 alone. The same command goes on where it was stopped; a phase that has ended is kept.
+# (python -m tools.wordnet says how to get it). --long=true: four to eight times the steps of P2 and P4. The
+# same command goes on where it was stopped; a phase that has ended is kept.
 set -euo pipefail
 file="" out=out/english seed=0 long=false
 for option in "$@"; do

@@ -73,12 +73,13 @@ PRESETS['english'] = {
           f'--refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 {PULL} ' + steps(500, 20, 450, 5e-4)}
 # What runs/gpu.sh --corpus= adds to `gpu`; never run.
 PRESETS['english_gpu'] = {'p1': ENGLISH, 'p2': '--temperature=0.05 --leave_out='}
-# What --long=true adds: a night.
+# What --long=true adds: four to eight times the steps of P2 and P4, at most a night; not run yet.
 PRESETS['english_long'] = {
-    'p1': '--max_steps=12000 --lr_steps=12000 --eval_every=1000',
-    'p2': '--batch_size=128 --max_steps=5000 --lr_steps=5000 --eval_every=500',
-    'p4': '--max_steps=6000 --lr_steps=6000 --eval_every=1500',
-    'p5': '--max_steps=600 --lr_steps=600 --eval_every=200'}
+    'p1': '--max_steps=2000 --lr_steps=2000 --eval_every=250',
+    'p2': '--batch_size=256 --rec_samples=32 --max_steps=6000 --lr_steps=6000 --eval_every=500',
+    'p3': '--max_steps=300 --lr_steps=300 --eval_every=100',
+    'p4': '--max_steps=3000 --lr_steps=3000 --eval_every=1000',
+    'p5': '--max_steps=400 --lr_steps=400 --eval_every=100'}
 
 # What runs/cpu.sh adds to `cpu`, the later word wins. plan: nothing that departs from the plan (docs/PLAN.md), all
 # families constructed; three: scenes of three things, whose stages come twice.
