@@ -63,7 +63,8 @@ look_every = 20           # >= 1: steps between looks at whether something begin
 prior_ramp = 100          # steps over which the priors come in; 0, at once, is the plan
 canvas_noise = 0.3        # sd of the noise on V, whose channels have unit variance, that the auxiliary decoder reads
                           # through: without it the priors press what depends on the sentence down to 5% of the canvas
-random_tokens = 0.0       # 0 to 1: share of tokens replaced by any other, so that rare words of English are read too
+# here and in P4, for English
+random_tokens = 0.0       # 0 to 1: share of tokens replaced by any other, so that rare words are read too
 joined = 0.0              # 0 to 1: share of sentences that another one follows, so that long ones are read too
 alpha = 2.0               # target slope of the spectrum
 prior_samples = 64        # >= 1: canvases a step (all ranks) that the priors see: a per-sample mean needs no more

@@ -21,7 +21,7 @@ from grammar import TYPES
 from metrics import (READ, attention_arrays, embed, encode, free_run, graph_metrics, reading_gate, shuffle_canvas,
                      token_metrics)
 from model import BOS, CONTROLS, PARA, build, shift, size_error, sizes, trim
-from p1_canvas import join, reconstruction
+from p1_canvas import join, reconstruction, replace_tokens
 from textmetrics import format_table, reading_table
 
 out_dir = 'out/p4'        # run folder: checkpoint, metrics, gate, plots
@@ -206,6 +206,9 @@ def main():
         x = train.sentences(config.batch_size, config.seed, step, paraphrases if paraphrase_share else 1)
         if config.joined:                                    # and in other words: the paraphrases of both, joined
             x = trim(join(x, config.joined, config.max_length))
+        if config.random_tokens:
+            x[:, 0] = replace_tokens(x[:, 0], config.random_tokens, text.tokenizer.size,
+                                     run.generator(step, 'words', run.device))
         values = {}
         for part in x[runtime.local_slice(run, config.batch_size)].chunk(config.grad_accum):
             with torch.no_grad(), run.autocast():

@@ -67,7 +67,7 @@ PRESETS['english'] = {
           + steps(800, 50, 200, 1e-3),
     'p3': f'{LATTICE[0]} --batch_size=32 --rec_samples=32 ' + steps(100, 20, 50, 5e-4),
     'p4': '--dec_dim=192 --dec_layers=3 --dec_heads=6 --dec_hidden=768 --dec_dropout=0 --batch_size=32 '
-          '--paraphrases=1 ' + steps(800, 200, 400, 1.5e-3),
+          '--paraphrases=1 ' + steps(800, 100, 400, 1.5e-3),
     'p5': f'{LATTICE[1]} --batch_size=16 --dec_samples=32 --generated=16 ' + steps(100, 20, 50, 5e-4),
     'p6': '--unet_dim=32 --unet_steps=400 --unet_batch=32 --unet_learning_rate=1e-3 --buffer_size=2048 '
           f'--refresh=16 --prior_rows=16 --drawn=64 --sample_steps=30 {PULL} ' + steps(500, 20, 450, 5e-4)}

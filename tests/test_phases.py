@@ -603,7 +603,7 @@ RANKS = {'p1': ['--batch_size=8', '--prior_gate=0.0', '--prior_ramp=1', '--prior
                 '--random_tokens=0.2'],
          'p2': ['--batch_size=16', '--rec_samples=8', '--prior_samples=8'],
          'p3': ['--batch_size=8', '--rec_samples=16', '--prior_samples=4'],
-         'p4': ['--batch_size=8', '--joined=0.4'],
+         'p4': ['--batch_size=8', '--joined=0.4', '--random_tokens=0.2'],
          'p5': ['--batch_size=8', '--generated=8', '--best_of_k=2', '--copy_ngram=1', '--dec_samples=16',
                 '--prior_samples=8'],
          'p6': ['--batch_size=8', '--prior_rows=4', '--refresh=6', '--max_steps=3']}    # step 2 reads what step 1 wrote
