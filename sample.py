@@ -37,7 +37,7 @@ embed = ''                # a file of sentences, one a line
 out = 'z.npy'             # where the embeddings go
 canvas = False            # with embed: also write the canvases, beside them as <out>_canvas.npy, float16
 draw = 0                  # >= 0: so many canvases from the diffusion prior of P6
-paraphrases = 4           # >= 1: shown: of four times as many that are drawn, the ones whose z is nearest the input's
+paraphrases = 4           # >= 0: shown: of four times as many that are drawn, the ones whose z is nearest the input's
 top_p = 0.9               # nucleus that they are drawn from
 walk = 7                  # canvases from text to text2, both included
 figures = 'out/sample'    # folder of the pictures; '' draws none
@@ -187,14 +187,15 @@ def describe(model, sentence, generator):
     if len(model.tokenizer.encode(plain)) > model.max_length:
         print(f'cut          only its first {model.max_length - 1} tokens are on the canvas')
     print(f'said again   {model.say(V)[0]}')
-    drawn = 4 * paraphrases
-    said = list(dict.fromkeys(model.say(V.expand(drawn, -1, -1, -1), PARA, top_p, generator)))      # each once
-    _, z_said = model.read(said)
-    column = 'Graph F1' if model.checked else ''
-    print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {column:>8s}   (of {drawn} drawn, the nearest in z)")
-    for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True)[:paraphrases]:
-        f1 = f"{f'{grammar.graph_f1(scene, grammar.parse(other)):.2f}' if scene else '-' * model.checked:>8s}"
-        print(f"paraphrase   {cosine:6.2f}  {rouge_l(plain, other):7.2f}  {f1}  {other}")
+    if paraphrases:
+        drawn = 4 * paraphrases
+        said = list(dict.fromkeys(model.say(V.expand(drawn, -1, -1, -1), PARA, top_p, generator)))      # each once
+        _, z_said = model.read(said)
+        column = 'Graph F1' if model.checked else ''
+        print(f"{'':12s} {'cosine':>6s}  {'ROUGE-L':>7s}  {column:>8s}   (of {drawn} drawn, the nearest in z)")
+        for cosine, other in sorted(zip((z_said @ z[0]).tolist(), said), reverse=True)[:paraphrases]:
+            f1 = f"{f'{grammar.graph_f1(scene, grammar.parse(other)):.2f}' if scene else '-' * model.checked:>8s}"
+            print(f"paraphrase   {cosine:6.2f}  {rouge_l(plain, other):7.2f}  {f1}  {other}")
     changed = counterfactuals(sentence, random.Random(seed).random, model.checked)
     if changed:
         _, others = model.read([other for _, other in changed])
