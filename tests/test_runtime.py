@@ -296,7 +296,7 @@ def test_command_line_stops_with_status_2(tmp_path):
 # What a setting must be at least, and at most.
 LEAST = dict.fromkeys((
     'max_steps', 'warmup_steps', 'learning_rate', 'weight_decay', 'dropout', 'dec_dropout', 'ema_decay', 'top_p',
-    'jitter_prob', 'paraphrase_share', 'slots', 'max_shift', 'cutout', 'negatives', 'random_tokens', 'joined',
+    'jitter_prob', 'paraphrase_share', 'slots', 'gist', 'max_shift', 'cutout', 'negatives', 'random_tokens', 'joined',
     'drop_words', 'mask_words', 'turn_words'), 0) | dict.fromkeys((
         'batch_size', 'grad_accum', 'eval_every', 'log_every', 'look_every', 'prior_samples', 'rec_samples',
         'dec_samples', 'generated', 'best_of_k', 'paraphrases', 'num_scenes', 'query_grid', 'patch', 'layers', 'heads',
