@@ -29,14 +29,14 @@ def rope(q, turn):
     return torch.addcmul(q * cos, q.roll(q.shape[-1] // 2, -1), sin)             # rolled: the partner of each
 
 
-def alignment(heads, queries, keys):
+def alignment(heads, tokens, cells, longest):
     """Bias on the scores of cross-attention between two readings of one page: half of the heads begin with what stands
     at the same place, the others look anywhere (ALiBi, Press et al. 2022, whose slopes are gentler). Without it, which
     cell holds which token is found by chance, late, and for the lengths of the corpus only (docs/LOG.md).
-    Places queries (Tq,) and keys (Tk,) -> (heads, Tq, Tk) float32."""
-    half = heads // 2
-    slopes = F.pad(4 * 0.5 ** torch.arange(half, device=keys.device, dtype=torch.float32), (0, heads - half))
-    return -slopes[:, None, None] * (queries[:, None] - keys).abs()
+    tokens (T,): their positions among the `longest` that a page of so many cells holds -> (heads, T, cells) float32."""
+    half, place = heads // 2, torch.arange(cells, device=tokens.device) * (longest / cells)
+    slopes = F.pad(4 * 0.5 ** torch.arange(half, device=tokens.device, dtype=torch.float32), (0, heads - half))
+    return -slopes[:, None, None] * (tokens[:, None] - place).abs()
 
 
 def attend(q, k, v, mask=None, dropout=0.0, maps=False):
@@ -192,9 +192,8 @@ class TextEncoder(nn.Module):
             q = self.place_conv(self.place).flatten(2).transpose(1, 2)           # (1, g*g, D): same for every sample
             looks = mask
             if self.aligned:
-                places = torch.arange(q.shape[1], device=x.device) * (self.max_length / q.shape[1])
-                bias = alignment(self.heads, places, torch.arange(x.shape[1], device=x.device))
-                looks = bias.masked_fill(~mask, -1e4)                            # (B, heads, g*g, T)
+                bias = alignment(self.heads, torch.arange(x.shape[1], device=x.device), q.shape[1], self.max_length)
+                looks = bias.transpose(1, 2).masked_fill(~mask, -1e4)            # (B, heads, g*g, T)
             for block in self.cross:
                 q, weights = block(q, *block.attention.keys_values(h), looks, maps)
             q = self.cross_norm(q).transpose(1, 2).unflatten(2, (self.query_grid, self.query_grid))   # (B, D, g, g)
@@ -417,8 +416,8 @@ class TextDecoder(nn.Module):
         h, attention = self.drop(self.embedding(x) + self.position(positions)), []
         turn, looks = rotation(positions, h.shape[-1] // self.heads), None
         if memory is not None and self.cells:
-            places = torch.arange(self.cells, device=x.device) * (self.max_length / self.cells)
-            looks = alignment(self.heads, positions.repeat(x.shape[0] // memory[0][0].shape[0]), places)
+            looks = alignment(self.heads, positions.repeat(x.shape[0] // memory[0][0].shape[0]), self.cells,
+                              self.max_length)
             looks = F.pad(looks, (0, memory[0][0].shape[2] - self.cells))             # z has no place
         for layer, block in enumerate(self.blocks):
             h = block(h, mask, turn, None if cache is None else cache[layer], start)

@@ -124,7 +124,7 @@ def test_attend_on_cuda_is_attend_on_cpu():
     q, k, v = torch.randn(1, 4, 5, 8), torch.randn(3, 4, 7, 8), torch.randn(3, 4, 7, 8)
     mask = torch.ones(3, 1, 1, 7, dtype=torch.bool)
     mask[1, ..., 4:] = False
-    for mask in (mask, alignment(4, torch.arange(5), torch.arange(7)).masked_fill(~mask, -1e4)):
+    for mask in (mask, alignment(4, torch.arange(5), 7, 7).masked_fill(~mask, -1e4)):
         for maps in (False, True):
             y, weights = attend(*(tensor.cuda() for tensor in (q, k, v, mask)), maps=maps)
             assert close(y.cpu(), attend(q, k, v, mask)[0], 1e-3) and (weights is not None) == maps
@@ -303,8 +303,7 @@ def test_the_gist_of_soft_tokens_is_that_of_the_tokens():
 
 
 def test_attention_that_is_aligned_begins_at_the_same_place():
-    places, tokens = torch.arange(16) * 0.5, torch.arange(8)
-    bias = alignment(4, places, tokens)
+    bias = alignment(4, torch.arange(8), 16, 8).transpose(1, 2)             # 16 cells of half a token each
     assert bias.shape == (4, 16, 8) and (bias <= 0).all()
     assert torch.equal(bias[:2, 6].argmax(-1), torch.tensor([3, 3])) and (bias[0] <= bias[1]).all()
     assert not bias[2:].any(), 'the other half looks anywhere'

@@ -601,7 +601,7 @@ def test_kill_9_then_resume_goes_on_bit_for_bit(here, phase, more):
 # tokens of the input in a row, but one (P6 looks for four, as its P5 did: its copy term would be 0 whatever is done).
 RANKS = {'p1': ['--batch_size=8', '--prior_gate=0.0', '--prior_ramp=1', '--prior_samples=4', '--joined=0.4',
                 '--random_tokens=0.2'],
-         'p2': ['--batch_size=16', '--rec_samples=8', '--prior_samples=8'],
+         'p2': ['--batch_size=8', '--rec_samples=24', '--prior_samples=16'],
          'p3': ['--batch_size=8', '--rec_samples=16', '--prior_samples=4'],
          'p4': ['--batch_size=8', '--joined=0.4', '--random_tokens=0.2'],
          'p5': ['--batch_size=8', '--generated=8', '--best_of_k=2', '--copy_ngram=1', '--dec_samples=16',
@@ -639,6 +639,18 @@ def two_ranks(chain):
 def trained(folder, name):
     """What a run logged of its training steps."""
     return [row[f'train/{name}'] for row in rows(Path(folder) / 'metrics.jsonl') if f'train/{name}' in row]
+
+
+def test_micro_steps_read_the_same_few_scenes(here, capsys):
+    """One scene of two is read; where that does not divide a part it is said in one line."""
+    few = '--batch_size=16', '--rec_samples=8', '--prior_samples=8'
+    run(rank_words('p2', 'few', *few))
+    run(rank_words('p2', 'few_parts', *few, '--grad_accum=2'))
+    for name in ('grad_norm', *TERMS['p2']):
+        assert trained('few_parts/p2', name) == pytest.approx(trained('few/p2', name), rel=1e-4, abs=1e-5), name
+    with pytest.raises(SystemExit) as stop:
+        run(rank_words('p2', 'refused', '--batch_size=16', '--rec_samples=5', '--grad_accum=2'))
+    assert stop.value.code == 2 and '--rec_samples=5: one of 3 scenes' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('phase', PHASES)

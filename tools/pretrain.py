@@ -107,7 +107,7 @@ averaged weights as the run left them and rounded as they are here:
 def readme(checkpoint, folders, choice, table):
     """The text of README.md; folders: of the chain, with their run.json."""
     phase, settings = checkpoint['phase'], checkpoint['config']
-    facts = {folder.name: plot.read_json(folder / 'run.json', ('argv', 'hardware', 'dtype', 'versions'))
+    facts = {folder.name: plot.read_json(folder / 'run.json', ('argv', 'commit', 'hardware', 'dtype', 'versions'))
              for folder in folders}
     chain, here = [f'--out={out}'] * (out != 'out'), [f'--to={to}'] * (to != 'pretrained')
     english, file = settings['corpus'], [] if Path(settings['corpus']).stem == 'wordnet' else [settings['corpus']]
@@ -126,7 +126,8 @@ def readme(checkpoint, folders, choice, table):
         again=' && '.join(map(shlex.join, again)), phase=phase.upper(), step=checkpoint['step'],
         commit=runtime.short(checkpoint['commit']), hardware=facts[phase]['hardware'],
         dtype=facts[phase]['dtype'].removeprefix('torch.'), torch=facts[phase]['versions']['torch'],
-        commands='\n'.join(shlex.join(['python', *run['argv']]) for run in facts.values()))
+        commands='\n'.join(f"{shlex.join(['python', *run['argv']])}    # {runtime.short(run['commit'])}"
+                           for run in facts.values()))
 
 
 def main():
